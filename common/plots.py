@@ -1,0 +1,168 @@
+"""Figures from arrays, never from models: drawn without a display, saved whole or not at all."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+# Okabe & Ito's colours, told apart by colour-blind readers as well.
+TRAIN, VAL, ACCENT, MUTED = "#E69F00", "#0072B2", "#D55E00", "#666666"
+STYLE = {
+    "font.size": 9, "axes.titlesize": 10, "lines.linewidth": 1.6, "legend.frameon": False,
+    "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
+    "savefig.dpi": 150, "savefig.bbox": "tight",
+}  # fmt: skip
+MAX_CLASSES = 20  # rows of a sample grid
+MAX_TILES = 32  # images of an augmented batch
+LOSS_NOTE = (
+    "Train loss and accuracy are measured while training, under the recipe's augmentation, dropout and label "
+    "smoothing if it has them; val is plain cross-entropy on untouched images."
+)
+
+
+def sample_grid(
+    images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: str | Path, title: str = ""
+) -> None:
+    """Saves one labelled row of ten images per class, at most 20 classes.
+
+    Args:
+        images: (N, 3, H, W) uint8; a class shows its first ten.
+        labels: (N,) integers that index `classes`.
+        path: the figure's file; its ending gives the format.
+    """
+    shown, columns = min(len(classes), MAX_CLASSES), min(10, np.bincount(labels).max())
+    tiles = np.full((shown, columns, *images.shape[1:]), 255, np.uint8)
+    for row in range(shown):
+        picks = np.flatnonzero(labels == row)[:columns]
+        tiles[row, : len(picks)] = images[picks]
+    if shown < len(classes):
+        title = f"{title} (first {shown} of {len(classes)} classes)".strip()
+    with _mosaic(path, title, tiles, tile_px=96) as axes:
+        axes.set_yticks(np.arange(shown) + 0.5, list(classes[:shown]))
+
+
+def augmented_batch(
+    images: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: str | Path, title: str = ""
+) -> None:
+    """Saves the first 32 images of a batch as the network sees them, each above its class name.
+
+    Args:
+        images: (N, 3, H, W) float in [0, 1], normalisation undone; clipped to that range.
+        labels: (N,) integers that index `classes`.
+        path: the figure's file; its ending gives the format.
+    """
+    count = min(len(images), MAX_TILES)
+    columns = max(1, min(count, 8))
+    rows = -(-count // columns)
+    tiles = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
+    tiles[:count] = (np.clip(images[:count], 0, 1) * 255 + 0.5).astype(np.uint8)
+    tiles = tiles.reshape(rows, columns, *images.shape[1:])
+    with _mosaic(path, title, tiles, tile_px=128, below=0.2) as axes:
+        for index, label in enumerate(labels[:count]):
+            row, column = divmod(index, columns)
+            name = classes[int(label)]
+            name = name if len(name) <= 18 else name[:17] + "…"
+            axes.text(column + 0.5, row + 0.84, name, ha="center", va="top", fontsize=7)
+
+
+def curves(history: Sequence[Mapping[str, object]], path: str | Path, title: str, note: str = LOSS_NOTE) -> None:
+    """Saves loss, accuracy and learning rate by epoch, stage starts dashed, the best epoch marked.
+
+    Args:
+        history: rows with stage, epoch (1-based across stages), train_loss, train_top1, val_loss,
+            val_top1 (top-1 as fractions) and lr.
+        path: the figure's file; its ending gives the format.
+        note: the line under the panels.
+    """
+    numbers = ("train_loss", "val_loss", "train_top1", "val_top1", "lr")
+    values = {key: np.array([float(row[key]) for row in history]) for key in numbers}
+    epochs = np.array([int(row["epoch"]) for row in history])
+    names = [str(row["stage"]) for row in history]
+    starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
+    best = int(values["val_top1"].argmax())
+    mark = f"best epoch: {epochs[best]}, val {values['val_top1'][best]:.2%}"
+    with _figure(path, title, (11, 3.6), note) as figure:
+        loss, accuracy, rate = panels = figure.subplots(1, 3)
+        for axes, key, factor in ((loss, "loss", 1), (accuracy, "top1", 100)):
+            train, val = values[f"train_{key}"] * factor, values[f"val_{key}"] * factor
+            axes.plot(epochs, train, _line(len(epochs)), color=TRAIN, label="train")
+            axes.plot(epochs, val, _line(len(epochs)), color=VAL, label="val")
+            star = {"color": ACCENT, "markersize": 13, "zorder": 1.9, "clip_on": False}
+            axes.plot(epochs[best], val[best], "*", label=mark, **star)
+        for i, end in zip(starts, [*starts[1:], len(names)]):
+            lr = np.where(values["lr"] > 0, values["lr"], np.nan) if len(starts) > 1 else values["lr"]
+            rate.plot(epochs[i:end], lr[i:end], _line(end - i), color=MUTED)
+        for axes, name in zip(panels, ("loss", "accuracy (%)", "learning rate")):
+            axes.set_title(name)
+            axes.set_xlabel("epoch")
+            axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
+            axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+            for i in starts[1:]:
+                axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--", linewidth=1)
+        accuracy.legend(loc="best")
+        if len(starts) > 1:  # rates of two stages differ by powers of ten, and cosine ends at 0
+            rate.set_yscale("log")
+            rate.margins(y=0.15)  # room for the stages' names
+            for i in starts:
+                rate.annotate(f" {names[i]}", (epochs[i] - 0.5, 0.02), xycoords=("data", "axes fraction"))
+        else:
+            rate.set_ylim(0, 1.08 * values["lr"].max() or 1)
+            rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+
+
+def _line(points: int) -> str:
+    """The plot format: dots as well where so few points draw no or hardly any line."""
+    return ".-" if points < 4 else "-"
+
+
+@contextmanager
+def _mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int, below: float = 0.0) -> Iterator[Axes]:
+    """Axes that show (rows, columns, 3, H, W) uint8 tiles at about `tile_px`, one unit each way per tile.
+
+    The enlargement is a whole number, so all pixels look equally large; labels lie outside the figure's
+    size and enlarge the saved file. `below` leaves white under a tile, as a share of its height.
+    """
+    rows, columns, _, height, width = tiles.shape
+    gaps = ((0, 0), (0, 0), (0, 0), (0, 2 + round(below * height)), (0, 2))
+    canvas = np.pad(tiles, gaps, constant_values=255).transpose(0, 3, 1, 4, 2)
+    canvas = canvas.reshape(rows * canvas.shape[1], columns * canvas.shape[3], 3)
+    scale = max(1, round(tile_px / height)) / STYLE["savefig.dpi"]
+    with _figure(path, "", (canvas.shape[1] * scale, canvas.shape[0] * scale), layout=None) as figure:
+        axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
+        axes.imshow(canvas, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
+        axes.set_title(title, fontsize=11, fontweight="bold")
+        axes.grid(False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        yield axes
+
+
+@contextmanager
+def _figure(
+    path: str | Path, title: str, size: tuple[float, float], note: str = "", layout: str | None = "constrained"
+) -> Iterator[Figure]:
+    """A styled figure of `size` inches, saved to `path` when the block ends well."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout=layout)
+        figure.suptitle(title, fontsize=11, fontweight="bold")
+        yield figure
+        if note:
+            figure.supxlabel(note, fontsize=7, color=MUTED)
+        _save(figure, Path(path))
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Writes beside `path` and renames, so that a half-written figure never bears the final name."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        figure.savefig(temporary, metadata={"Software": None} if path.suffix == ".png" else None)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""Device, seeds, mixed precision and the decision to compile."""
+import os
+import platform
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+
+from common import toolchain
+from common.config import Runtime
+from common.errors import InputError
+
+COMPILE_PAYS_AFTER = 5_000_000  # training images on a GPU: below it the compile time exceeds what faster steps save
+
+
+def pick_device(runtime: Runtime) -> torch.device:
+    """The device asked for; `auto` is CUDA where there is one.
+
+    Raises:
+        InputError: `--device cuda` without a usable GPU.
+    """
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this torch sees no CUDA GPU; use --device cpu, or check the driver with nvidia-smi")
+    if runtime.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def set_up(runtime: Runtime, seed: int) -> torch.device:
+    """The device, after seeding every generator and setting determinism and TF32."""
+    device = pick_device(runtime)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    torch.backends.cudnn.benchmark = not runtime.deterministic
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not runtime.deterministic
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return device
+
+
+def amp_dtype(runtime: Runtime, device: torch.device) -> torch.dtype | None:
+    """dtype of autocast, None for plain fp32.
+
+    Raises:
+        InputError: `--amp fp16` on a CPU.
+    """
+    if runtime.amp == "fp16" and device.type == "cpu":
+        raise InputError("--amp fp16 needs a GPU: use --amp bf16 or --amp off on a CPU")
+    if runtime.amp in ("bf16", "fp16"):
+        return torch.bfloat16 if runtime.amp == "bf16" else torch.float16
+    if runtime.amp == "off" or device.type == "cpu":
+        return None
+    return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def wants_compile(runtime: Runtime, device: torch.device, training_images: int) -> bool:
+    """Whether to compile: `auto` only on a GPU and for a run long enough; never without a working compiler, and says so."""
+    wanted = runtime.compile == "on" or (runtime.compile == "auto" and device.type == "cuda" and training_images >= COMPILE_PAYS_AFTER)
+    if wanted and (problem := toolchain.compile_ready(device.type)):
+        print(f"not compiled: {problem}")
+        return False
+    return wanted
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and git commit, as they belong beside every figure."""
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_cpu_name()}, {torch.get_num_threads()} threads"
+    return {"hardware": hardware, "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "numpy": np.__version__, "opencv": cv2.__version__, "cuda": torch.version.cuda if device.type == "cuda" else None,
+            "platform": sys.platform, "git_commit": _git_commit()}
+
+
+def _cpu_name() -> str:
+    """The processor's name as Linux gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
+
+
+def _git_commit() -> str | None:
+    """Short hash of the project's commit, with `+` if files differ from it; None outside of git."""
+    here = Path(__file__).parent
+    try:
+        ask = lambda *args: subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, timeout=5, check=True).stdout.strip()  # noqa: E731
+        return ask("rev-parse", "--short=12", "HEAD") + ("+" if ask("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None

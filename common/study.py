@@ -1,0 +1,134 @@
+"""What every training script does before its first epoch and after its last: data, model and run in, result out."""
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from common import engine, models, plots, runs
+from common.augment import Augmentation
+from common.config import Recipe, Runtime, Stage
+from common.data import Splits, load_splits
+from common.diagnose import diagnose
+from common.files import write_json
+from common.metrics import wilson_interval
+from common.runtime import amp_dtype, environment, set_up, wants_compile
+
+PROBE_SIZE = 4
+
+
+@dataclass
+class Study:
+    """A run ready to train: the model and all splits on one device, and how images become network input."""
+
+    script: str
+    recipe: Recipe
+    runtime: Runtime
+    model: nn.Module
+    splits: Splits
+    prepare: engine.Preprocess
+    run: runs.Run
+    amp: torch.dtype | None
+    started: float
+
+    def fit(self, stage: Stage, total_epochs: int | None = None) -> None:
+        """Train the unfrozen parameters for one stage; see `engine.fit`."""
+        engine.fit(self.model, self.splits, stage, self.recipe, self.prepare, self.run, amp=self.amp, total_epochs=total_epochs)
+
+
+def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
+    """Load the data, build the model, open the run folder and say what will happen; None if the run is finished already.
+
+    Prints the sizes of train, val and test, the classes and images of each, the parameter count and the feature-map trace,
+    and saves cifar10_sample_images.png and augmented_batch.png in the run's folder.
+
+    Raises:
+        InputError: data, weights, folder or flags that cannot be used.
+    """
+    started = time.perf_counter()
+    device = set_up(runtime, recipe.seed)
+    amp = amp_dtype(runtime, device)
+    splits = load_splits(recipe, runtime)
+    versions = environment(device)
+    size = splits.image_size * recipe.resize
+    arch = models.architecture(recipe.model, num_classes=len(splits.classes), input_size=size, stem=recipe.stem, dropout=recipe.dropout,
+                               bn_momentum=recipe.bn_momentum)
+    model = models.build(**arch)
+    mean, std, origin = splits.mean, splits.std, "weights: random"
+    if recipe.pretrained or recipe.weights:
+        mean, std, origin = models.load_weights(model, recipe.model, recipe.weights)
+    folder, finished = runs.open_folder(script, recipe, runtime, splits.split_hash, versions)
+    if finished:
+        print(f"{folder} is finished: nothing to do")
+        return None
+    for line in [_describe_data(splits), *models.describe(model, size), origin, f"run folder: {folder}",
+                 f"{versions['hardware']}, torch {versions['torch']}, {str(amp or torch.float32).removeprefix('torch.')}"]:
+        print(line)
+    model.to(device, memory_format=torch.channels_last)
+    splits = splits.to(device)
+    prepare = engine.Preprocess(mean, std, recipe.resize, Augmentation.of(recipe), device)
+    _save_samples(folder, splits, prepare, recipe)
+    probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
+    run = runs.Run(folder, recipe, runs.card(arch, splits, recipe, mean, std, probe, versions))
+    if runtime.resume:
+        run.restore(model)
+        print(f"resumed after epoch {len(run.history)}")
+    if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
+        model.compile()
+    return Study(script, recipe, runtime, model, splits, prepare, run, amp, started)
+
+
+def _describe_data(splits: Splits) -> str:
+    """Sizes, classes and images per class of every split."""
+    counts = {name: torch.bincount(getattr(splits, name).labels, minlength=len(splits.classes)).tolist() for name in ("train", "val", "test")}
+    lines = [f"data: {splits.source}; train {len(splits.train):,} / val {len(splits.val):,} / test {len(splits.test):,}, "
+             f"{splits.image_size}×{splits.image_size}, split {splits.split_hash}"]
+    shown = range(min(20, len(splits.classes)))
+    width = max(len(splits.classes[k]) for k in shown)
+    lines += [f"  {splits.classes[k]:<{width}}  " + " / ".join(f"{counts[name][k]:>5,}" for name in counts) for k in shown]
+    return "\n".join(lines + ([f"  … and {len(splits.classes) - 20} more classes"] if len(splits.classes) > 20 else []))
+
+
+def _save_samples(folder: Path, splits: Splits, prepare: engine.Preprocess, recipe: Recipe) -> None:
+    """cifar10_sample_images.png and augmented_batch.png; both from generators of their own, so training is not touched."""
+    plots.sample_grid(splits.train.images.cpu().numpy(), splits.train.labels.cpu().numpy(), splits.classes, folder / "cifar10_sample_images.png")
+    first = min(64, len(splits.train), recipe.batch_size)
+    order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(engine.seed_epoch(recipe.seed, 1)))[:first]
+    at = order.to(splits.train.labels.device)
+    generator = torch.Generator(at.device).manual_seed(recipe.seed)
+    batch = prepare.train(splits.train.images[at], generator) * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
+    plots.augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), splits.train.labels[at].cpu().numpy(), splits.classes, folder / "augmented_batch.png")
+
+
+def finish(study: Study) -> dict[str, Any]:
+    """Restore the best epoch's weights, read test once, diagnose, and write result.json, curves.png and ./best.pt.
+
+    Returns:
+        The content of result.json: top-1 values are fractions, durations seconds.
+    """
+    run, splits, model = study.run, study.splits, study.model
+    model.load_state_dict(run.best_weights)
+    clean_loss, clean_top1 = engine.evaluate(model, splits.train, study.prepare, amp=study.amp)
+    test_loss, test_top1 = engine.evaluate(model, splits.test, study.prepare, amp=study.amp)  # the only read of test
+    low, high = wilson_interval(round(test_top1 * len(splits.test)), len(splits.test))
+    best = run.best
+    words = diagnose(run.history, clean_train_top1=clean_top1, regularised=study.prepare.spec != Augmentation() or study.recipe.label_smoothing > 0)
+    plots.curves(run.history, run.folder / "curves.png", f"{run.folder.parent.name} / {run.folder.name} ({splits.source})")
+    result = {
+        "script": study.script, "source": splits.source, "best_epoch": best["epoch"], "epochs": len(run.history), "val_top1": best["val_top1"],
+        "val_loss": best["val_loss"], "train_top1": run.history[-1]["train_top1"], "clean_train_top1": clean_top1, "clean_train_loss": clean_loss,
+        "test_top1": test_top1, "test_loss": test_loss, "test_interval_95": [low, high], "test_images": len(splits.test),
+        "train_seconds": sum(row["seconds"] for row in run.history), "images_per_s": max(row["images_per_s"] for row in run.history),
+        "wall_seconds": time.perf_counter() - study.started, "parameters": models.count_parameters(model),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if splits.test.labels.is_cuda else None,
+        "verdict": words.verdict, "diagnosis": words.words, "versions": run.card["versions"],
+    }
+    print(f"best epoch {best['epoch']}: val {best['val_top1']:.2%}, train without augmentation {clean_top1:.2%}")
+    print(f"test: {test_top1:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {test_loss:.4f}, {splits.source}")
+    for sentence in words.words:
+        print(f"  {sentence}")
+    print(runs.publish(run.folder / "best.pt"))
+    write_json(run.folder / "result.json", result)  # last: its presence says that the run is finished
+    return result

@@ -1,0 +1,162 @@
+"""Figures: what they show, read back from the axes or the pixels, and how they are saved."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from common import plots
+
+
+def history(head: int, tune: int) -> list[dict[str, object]]:
+    """`head` epochs at 1e-3, then `tune` epochs of a rate that ends at 0; the last but one is best."""
+    total = head + tune
+    return [
+        {
+            "stage": "head" if i < head else "finetune",
+            "epoch": i + 1,
+            "train_loss": 2 - i / total,
+            "train_top1": 0.3 + 0.5 * i / total,
+            "val_loss": 1.8 - i / total,
+            "val_top1": 0.9 if i == max(total - 2, 0) else 0.4,
+            "lr": 1e-3 if i < head else 1e-4 * (total - 1 - i),
+            "seconds": 1.0,
+            "images_per_s": 5e4,
+        }
+        for i in range(total)
+    ]
+
+
+def solid(colours: list[tuple[int, int, int]], each: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+    """`each` one-coloured images per class, and their labels."""
+    labels = np.tile(np.arange(len(colours)), each)
+    images = np.asarray(colours, np.uint8)[labels][:, :, None, None]
+    return np.broadcast_to(images, (len(labels), 3, size, size)), labels
+
+
+def count(path: Path, colour: tuple[int, int, int]) -> int:
+    """Pixels of exactly this RGB colour."""
+    return int((cv2.imread(str(path))[:, :, ::-1] == colour).all(2).sum())
+
+
+def hexadecimal(colour: str) -> tuple[int, int, int]:
+    """#RRGGBB as numbers."""
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures in place of files."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    return figures
+
+
+def test_sample_grid_shows_ten_whole_images_of_each_class(tmp_path: Path) -> None:
+    images, labels = solid([(201, 3, 3), (3, 202, 3)], each=12)
+    keep = (labels == 0) | (np.arange(len(labels)) < 8)  # 12 of the first class, 4 of the second
+    plots.sample_grid(images[keep], labels[keep], ["red", "green"], tmp_path / "grid.png", "synthetic")
+    tile = (3 * 32) ** 2
+    assert count(tmp_path / "grid.png", (201, 3, 3)) == pytest.approx(10 * tile, rel=0.03)
+    assert count(tmp_path / "grid.png", (3, 202, 3)) == pytest.approx(4 * tile, rel=0.03)
+
+
+def test_sample_grid_stops_at_twenty_classes(tmp_path: Path, kept: list[Figure]) -> None:
+    images, labels = solid([(k, k, k) for k in range(30)], each=1, size=16)
+    plots.sample_grid(images, labels, [f"class {k}" for k in range(30)], tmp_path / "g.png", "many")
+    (axes,) = kept[0].axes
+    assert [t.get_text() for t in axes.get_yticklabels()] == [f"class {k}" for k in range(20)]
+    assert axes.get_title() == "many (first 20 of 30 classes)"
+
+
+def test_augmented_batch_clips_and_names_its_tiles(tmp_path: Path, kept: list[Figure]) -> None:
+    images = np.full((40, 3, 64, 64), 0.5, np.float32)
+    images[0], images[1] = -0.2, 1.3
+    labels = np.arange(40) % 3
+    names = ["cat", "dog", "a class with an endless name"]
+    plots.augmented_batch(images, labels, names, tmp_path / "a.png", "synthetic batch")
+    (axes,) = kept[0].axes
+    shown = [text.get_text() for text in axes.texts]
+    assert len(shown) == 32 and shown[:2] == ["cat", "dog"] and shown[2] == "a class with an e…"
+    canvas = axes.images[0].get_array()
+    assert [int(canvas[5, 5 + 66 * k, 0]) for k in range(3)] == [0, 255, 128]
+    assert axes.get_title() == "synthetic batch"
+
+
+@pytest.mark.parametrize("number", [1, 3, 9])
+def test_augmented_batch_of_few_images(number: int, tmp_path: Path) -> None:
+    images, labels = solid([(90, 30, 60)], each=number)
+    plots.augmented_batch(images / np.float32(255), labels, ["one"], tmp_path / "few.png")
+    assert count(tmp_path / "few.png", (90, 30, 60)) == pytest.approx(number * 128**2, rel=0.03)
+
+
+def test_curves_mark_stage_and_best_epoch(tmp_path: Path, kept: list[Figure]) -> None:
+    plots.curves(history(4, 8), tmp_path / "c.png", "synthetic: B2", note="a note")
+    loss, accuracy, rate = kept[0].axes
+    for axes in (loss, accuracy, rate):
+        dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
+        assert [list(line.get_xdata()) for line in dashed] == [[4.5, 4.5]]
+    stars = [line for axes in (loss, accuracy) for line in axes.lines if line.get_marker() == "*"]
+    assert [line.get_xdata()[0] for line in stars] == [11, 11]
+    assert [line.get_ydata()[0] for line in stars] == [pytest.approx(1.8 - 10 / 12), pytest.approx(90)]
+    assert "best epoch: 11, val 90.00%" in [text.get_text() for text in accuracy.get_legend().get_texts()]
+    assert rate.get_yscale() == "log" and [text.get_text() for text in rate.texts] == [" head", " finetune"]
+    assert kept[0].get_suptitle() == "synthetic: B2" and kept[0].get_supxlabel() == "a note"
+
+
+def test_curves_of_one_stage_have_no_stage_line(tmp_path: Path, kept: list[Figure]) -> None:
+    plots.curves(history(6, 0), tmp_path / "c.png", "baseline")
+    rate = kept[0].axes[2]
+    assert rate.get_yscale() == "linear" and not rate.texts
+    assert not any(line.get_linestyle() == "--" for axes in kept[0].axes for line in axes.lines)
+    assert "plain cross-entropy" in kept[0].get_supxlabel()
+
+
+@pytest.mark.parametrize("head, tune", [(1, 0), (1, 1), (0, 2), (4, 30)])
+def test_curves_are_drawn_at_every_length(head: int, tune: int, tmp_path: Path) -> None:
+    path = tmp_path / "curves.png"
+    plots.curves(history(head, tune), path, "synthetic")
+    height, width = cv2.imread(str(path)).shape[:2]
+    assert 1500 < width < 1800 and 450 < height < 700
+    for colour in (plots.TRAIN, plots.VAL, plots.ACCENT, plots.MUTED):
+        assert count(path, hexadecimal(colour)) > 10, colour
+
+
+def test_a_single_epoch_is_a_dot(tmp_path: Path, kept: list[Figure]) -> None:
+    plots.curves(history(1, 4), tmp_path / "c.png", "one head epoch")
+    assert [line.get_marker() for line in kept[0].axes[2].lines[:2]] == [".", "None"]
+    plots.curves(history(1, 0), tmp_path / "c.png", "one epoch")
+    assert [line.get_marker() for line in kept[1].axes[0].lines] == [".", ".", "*"]
+
+
+def test_same_figure_twice_is_the_same_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    for name in ("a.png", "b.png"):
+        plots.curves(history(2, 3), tmp_path / name, "synthetic")
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_failed_save_keeps_the_old_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill_the_disk(self: Figure, path: Path, **_: object) -> None:
+        """Half a file, then the error of a full disk."""
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "c.png").write_bytes(b"old")
+    monkeypatch.setattr(Figure, "savefig", fill_the_disk)
+    with pytest.raises(OSError, match="No space"):
+        plots.curves(history(2, 3), tmp_path / "c.png", "t")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("c.png", b"old")]
+
+
+def test_needs_no_display_and_no_torch() -> None:
+    code = "import sys, common.plots; sys.exit(bool({'matplotlib.pyplot', 'torch'} & set(sys.modules)))"
+    root = Path(plots.__file__).parents[1]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0

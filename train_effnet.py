@@ -1,0 +1,64 @@
+"""Phase 3: EfficientNet-B2 with pretrained weights at 64 px, in two stages.
+
+    python train_effnet.py --resize 2                  # CIFAR-10 and ImageNet weights are fetched on first use
+    python train_effnet.py --resize 2 --smoke          # the whole path on drawn images, offline, under a minute
+    python train_effnet.py --resize 2 --weights FILE   # other weights: a file, or a best.pt of this project
+
+Stage 1 trains the head on a frozen backbone; stage 2 trains everything at a tenth of that learning rate. The study's
+report reached 93.8 % test accuracy with this recipe.
+"""
+from dataclasses import replace
+
+from common.config import Recipe, Runtime, Stage, parse
+from common.errors import run_script
+
+DEFAULT = Recipe(
+    model="efficientnet_b2",
+    pretrained=True,
+    dropout=0.3,            # the package's own for B2; kept in the recipe for the record
+    batch_size=125,         # divides 45,000 and 4,500: no image is left out of an epoch
+    optimizer="adamw",
+    head_epochs=3,
+    head_lr=1e-3,
+    epochs=30,
+    lr=1e-4,
+    weight_decay=1e-2,
+    schedule="cosine",
+    label_smoothing=0.1,
+    patience=10,
+    crop_padding=4,
+    flip=True,
+    rotation=15,
+    jitter=0.2,
+    random_erasing=0.2,
+)
+RECIPES = {"default": DEFAULT, "report": replace(DEFAULT, batch_size=64, bn_momentum=0.01, decay_all=True)}
+SMOKE = dict(synthetic=True, pretrained=False, train_limit=1200, val_size=200, head_epochs=1, epochs=4, lr=2e-3, batch_size=60)
+FLAGS = ("resize", "head_epochs", "head_lr", "label_smoothing", "random_erasing", "patience", "weights", "pretrained")
+
+
+def train(recipe: Recipe, runtime: Runtime, script: str = "train_effnet") -> dict | None:
+    """Both stages and the one read of test; returns the content of result.json, or None if the run was finished before."""
+    from common import models, study  # after the command line has been read: torch takes seconds to import
+
+    work = study.begin(script, recipe, runtime)
+    if work is None:
+        return None
+    head = Stage("head", recipe.head_epochs, recipe.head_lr)
+    tune = Stage("finetune", recipe.epochs, recipe.lr, recipe.schedule, recipe.warmup_epochs, recipe.patience)
+    total = head.epochs + tune.epochs
+
+    models.freeze_all_but(work.model, models.HEADS[recipe.model])
+    work.fit(head, total)
+    work.model.requires_grad_(True)
+    work.fit(tune, total)
+    return study.finish(work)
+
+
+def main() -> None:
+    recipe, runtime = parse(__doc__, RECIPES, SMOKE, FLAGS)
+    train(recipe, runtime)
+
+
+if __name__ == "__main__":
+    run_script(main)
