@@ -18,6 +18,7 @@ DEFAULT = Recipe(
     momentum=0.9,
     weight_decay=0.0,
     schedule="constant",
+    normalization="half",   # to [-1, 1], as in the report: with the data's own statistics epoch 1 is already at 34 % val
 )
 RECIPES = {"default": DEFAULT, "report": DEFAULT}  # the report's recipe is the point of this phase
 SMOKE = dict(synthetic=True, train_limit=3000, val_size=500, epochs=6, lr=1e-2)

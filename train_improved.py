@@ -24,11 +24,12 @@ REPORT_CNN = Recipe(
     weight_decay=5e-4,
     decay_all=True,
     schedule="cosine",
+    normalization="half",
     crop_padding=4,
     flip=True,
     jitter=0.2,
 )
-CNN = replace(REPORT_CNN, decay_all=False)
+CNN = replace(REPORT_CNN, decay_all=False, normalization="data")
 REPORT_RESNET = replace(REPORT_CNN, model="se_resnet18", random_erasing=0.2)
 RESNET = replace(
     REPORT_RESNET,
@@ -36,6 +37,7 @@ RESNET = replace(
     lr=0.1,
     nesterov=True,
     decay_all=False,
+    normalization="data",
     warmup_epochs=5,
     label_smoothing=0.1,
     jitter=0.0,

@@ -31,6 +31,8 @@ class Recipe:
     resize: int = option(1, "enlarge the images N times before the network", "model", low=1, high=16)
     pretrained: bool = option(False, "start from ImageNet weights (downloaded unless --weights is given)", "model")
     weights: str | None = option(None, "start from this file: ImageNet weights or a checkpoint of this project", "model")
+    normalization: str = option("data", "input scaling: the train split's own mean and std, all 0.5, or plain [0, 1]", "model",
+                                choices=("data", "half", "none"))
     # optimisation
     epochs: int = option(50, "epochs (of stage 2 where there are two stages)", "optimisation", low=1, high=100_000)
     batch_size: int = option(64, "images a step", "optimisation", low=1, high=65_536)
@@ -180,7 +182,10 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Any], fla
     base = recipes[pick(given, given.recipe)]
     if runtime.smoke:
         base = replace(base, **smoke)
-    return collect(given, base), runtime
+    recipe = collect(given, base)
+    if given.recipe == "report" and not runtime.run_name and not runtime.smoke:
+        runtime = replace(runtime, run_name=f"report-{recipe.name()}")
+    return recipe, runtime
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

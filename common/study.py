@@ -17,6 +17,7 @@ from common.metrics import wilson_interval
 from common.runtime import amp_dtype, environment, set_up, wants_compile
 
 PROBE_SIZE = 4
+HALF = (0.5,) * 3
 
 
 @dataclass
@@ -56,7 +57,8 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     arch = models.architecture(recipe.model, num_classes=len(splits.classes), input_size=size, stem=recipe.stem, dropout=recipe.dropout,
                                bn_momentum=recipe.bn_momentum)
     model = models.build(**arch)
-    mean, std, origin = splits.mean, splits.std, "weights: random"
+    mean, std = {"data": (splits.mean, splits.std), "half": (HALF, HALF), "none": ((0.0,) * 3, (1.0,) * 3)}[recipe.normalization]
+    origin = "weights: random"
     if recipe.pretrained or recipe.weights:
         mean, std, origin = models.load_weights(model, recipe.model, recipe.weights)
     folder, finished = runs.open_folder(script, recipe, runtime, splits.split_hash, versions)
