@@ -15,7 +15,8 @@ from common.errors import run_script
 DEFAULT = Recipe(
     model="efficientnet_b2",
     pretrained=True,
-    dropout=0.3,            # the package's own for B2; kept in the recipe for the record
+    normalization="imagenet",
+    dropout=0.3,
     batch_size=125,         # divides 45,000 and 4,500: no image is left out of an epoch
     optimizer="adamw",
     head_epochs=3,
@@ -37,7 +38,7 @@ SMOKE = dict(synthetic=True, pretrained=False, train_limit=1200, val_size=200, h
 FLAGS = ("resize", "head_epochs", "head_lr", "label_smoothing", "random_erasing", "patience", "weights", "pretrained")
 
 
-def train(recipe: Recipe, runtime: Runtime, script: str = "train_effnet") -> dict | None:
+def train(recipe: Recipe, runtime: Runtime, script: str = "train_effnet", publish: bool = True) -> dict | None:
     """Both stages and the one read of test; returns the content of result.json, or None if the run was finished before."""
     from common import models, study  # after the command line has been read: torch takes seconds to import
 
@@ -52,7 +53,7 @@ def train(recipe: Recipe, runtime: Runtime, script: str = "train_effnet") -> dic
     work.fit(head, total)
     work.model.requires_grad_(True)
     work.fit(tune, total)
-    return study.finish(work)
+    return study.finish(work, publish)
 
 
 def main() -> None:

@@ -30,9 +30,9 @@ class Recipe:
     bn_momentum: float = option(0.1, "weight of a new batch in BatchNorm's running statistics", "model", low=1e-4, high=1)
     resize: int = option(1, "enlarge the images N times before the network", "model", low=1, high=16)
     pretrained: bool = option(False, "start from ImageNet weights (downloaded unless --weights is given)", "model")
-    weights: str | None = option(None, "start from this file: ImageNet weights or a checkpoint of this project", "model")
-    normalization: str = option("data", "input scaling: the train split's own mean and std, all 0.5, or plain [0, 1]", "model",
-                                choices=("data", "half", "none"))
+    weights: str | None = option(None, "the pretrained weights: an ImageNet file or a checkpoint of this project", "model")
+    normalization: str = option("data", "input scaling: by the train split's mean and std, ImageNet's, 0.5 and 0.5, or none", "model",
+                                choices=("data", "imagenet", "half", "none"))
     # optimisation
     epochs: int = option(50, "epochs (of stage 2 where there are two stages)", "optimisation", low=1, high=100_000)
     batch_size: int = option(64, "images a step", "optimisation", low=1, high=65_536)
@@ -61,7 +61,7 @@ class Recipe:
         parts = [self.model]
         parts += [self.stem] if self.model == "se_resnet18" else []
         parts += [f"x{self.resize}"] if self.resize > 1 else []
-        parts += ["pretrained"] if self.pretrained or self.weights else []
+        parts += ["pretrained"] if self.pretrained else []
         parts += ["synthetic"] if self.synthetic else []
         parts += [f"limit{self.train_limit}"] if self.train_limit else []
         return "-".join([*parts, f"seed{self.seed}"])
@@ -183,6 +183,8 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Any], fla
     if runtime.smoke:
         base = replace(base, **smoke)
     recipe = collect(given, base)
+    if getattr(given, "weights", None) and not hasattr(given, "pretrained"):
+        recipe = replace(recipe, pretrained=True)
     if given.recipe == "report" and not runtime.run_name and not runtime.smoke:
         runtime = replace(runtime, run_name=f"report-{recipe.name()}")
     return recipe, runtime

@@ -1,6 +1,7 @@
 """Where the images come from, how they are split, and how they are held: whole, as uint8, on the device."""
 import contextlib
 import hashlib
+import http.client
 import io
 import os
 import pickle
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from common import synthetic
 from common.config import Recipe, Runtime
-from common.errors import InputError
+from common.errors import InputError, reason
 from common.files import atomic
 
 URL = CIFAR10.url
@@ -131,7 +132,7 @@ def _read_batch(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
         images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
         return images, np.asarray(batch[b"labels"], dtype=np.int64)
     except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{path} is not an official CIFAR-10 batch ({error}): restore it from the archive at {URL}") from None
+        raise InputError(f"{path} is not an official CIFAR-10 batch ({reason(error)}): restore it from the archive at {URL}") from None
 
 
 def _read_batches(folder: Path) -> tuple[np.ndarray, ...]:
@@ -159,8 +160,11 @@ def _listing(folder: Path) -> tuple[dict[str, list[tuple[Path, int]]], tuple[str
             if not entries:
                 raise InputError(f"{folder / half / name} holds no image ({', '.join(sorted(SUFFIXES))}): add some, or remove the class")
             files[half] += [(Path(e.path), label) for e in entries]
-            digest.update("".join(f"{half}/{name}/{e.name}:{e.stat().st_size}:{e.stat().st_mtime_ns}\n"
-                                  for e in sorted(entries, key=lambda e: e.name)).encode())
+            try:
+                digest.update("".join(f"{half}/{name}/{e.name}:{e.stat().st_size}:{e.stat().st_mtime_ns}\n"
+                                      for e in sorted(entries, key=lambda e: e.name)).encode())
+            except OSError as error:  # a link to nowhere
+                raise InputError(f"{error.filename} cannot be read ({error.strerror}): remove or replace it") from None
         # Whole-number names are the official index: in that order, so that the split equals that of the official batches.
         numbered = all(path.stem.isdecimal() for path, _ in files[half])
         files[half].sort(key=lambda item: (int(item[0].stem) if numbered else 0, item[1], item[0].name))
@@ -169,7 +173,11 @@ def _listing(folder: Path) -> tuple[dict[str, list[tuple[Path, int]]], tuple[str
 
 def _decode(path: Path) -> np.ndarray:
     """One image as (3, H, W) uint8 RGB."""
-    image = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_COLOR) if path.stat().st_size else None
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): remove or replace it") from None
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     if image is None:
         raise InputError(f"{path} is not a readable image: remove or replace it")
     return image[:, :, ::-1].transpose(2, 0, 1)
@@ -221,9 +229,8 @@ def _download(folder: Path, offline: bool) -> None:
             socket.setdefaulttimeout(TIMEOUT_S)
             download_url(URL, folder, part.name, ARCHIVE_MD5)
             os.replace(part, archive)
-        except (OSError, RuntimeError, ValueError, EOFError) as error:
-            reason = str(error).strip().split("\n")[0] or type(error).__name__
-            raise InputError(f"no CIFAR-10 in {folder} and it cannot be downloaded ({reason}): {ways}") from None
+        except (OSError, http.client.HTTPException, RuntimeError, ValueError, EOFError) as error:
+            raise InputError(f"no CIFAR-10 in {folder} and it cannot be downloaded ({reason(error)}): {ways}") from None
         finally:
             socket.setdefaulttimeout(before)
     try:
@@ -231,7 +238,7 @@ def _download(folder: Path, offline: bool) -> None:
             tar.extractall(aside, filter="data")  # refuses links and paths that leave the folder
             os.replace(Path(aside) / FOLDER, folder / FOLDER)
     except (tarfile.TarError, EOFError, FileNotFoundError) as error:
-        raise InputError(f"{archive} cannot be unpacked ({error}): delete it and start again") from None
+        raise InputError(f"{archive} cannot be unpacked ({reason(error)}): delete it and start again") from None
 
 
 def make_splits(train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray, test_labels: np.ndarray,
@@ -240,18 +247,21 @@ def make_splits(train_images: np.ndarray, train_labels: np.ndarray, test_images:
 
     Args:
         train_images, test_images: (N, 3, H, W) uint8; labels (N,) int64.
-        val_size: images in val; None: a tenth of train.
+        val_size: images in val; None: a tenth of train, but at least one a class.
         train_limit: keep only so many training images, the same number of each class (up to one).
 
     Raises:
-        InputError: a size that this data cannot give, naming the flag.
+        InputError: a size that this data cannot give, naming the flag, or a class of a single image.
     """
-    val_size = len(train_labels) // 10 if val_size is None else val_size
+    sizes = np.bincount(train_labels, minlength=len(classes)).tolist()
+    if min(sizes) < 2:
+        raise InputError(f"{classes[sizes.index(min(sizes))]} has {min(sizes)} training image: two are needed, one for train and one for val")
+    val_size = max(len(train_labels) // 10, len(classes)) if val_size is None else val_size
     if not len(classes) <= val_size <= len(train_labels) - len(classes):
         raise InputError(f"--val-size {val_size} must lie between {len(classes)} (one a class) and {len(train_labels) - len(classes)}")
     rng = np.random.RandomState(SPLIT_SEED)  # its stream is frozen by numpy's compatibility policy
     by_class = [rng.permutation(np.flatnonzero(train_labels == k)) for k in range(len(classes))]
-    held = _quota([len(members) for members in by_class], val_size)
+    held = _quota(sizes, val_size)
     val = np.sort(np.concatenate([members[:n] for members, n in zip(by_class, held)]))
     rest = [members[n:] for members, n in zip(by_class, held)]
     if train_limit is not None:
@@ -273,12 +283,13 @@ def make_splits(train_images: np.ndarray, train_labels: np.ndarray, test_images:
 
 
 def _quota(sizes: list[int], total: int) -> list[int]:
-    """Split `total` over classes in proportion to `sizes`, by largest remainder, at least one each."""
+    """Split `total` over classes in proportion to `sizes`, by largest remainder; each gives at least one and keeps at least one."""
     exact = [size * total / sum(sizes) for size in sizes]
-    quota = [max(1, int(share)) for share in exact]
-    order = sorted(range(len(sizes)), key=lambda k: (int(exact[k]) - exact[k], k))
-    for k in order[: max(0, total - sum(quota))]:
-        quota[k] += 1
+    quota = [min(max(1, int(share)), size - 1) for share, size in zip(exact, sizes)]
+    while missing := total - sum(quota):
+        step = 1 if missing > 0 else -1
+        free = [k for k, size in enumerate(sizes) if 1 <= quota[k] + step < size]
+        quota[max(free, key=lambda k: step * (exact[k] - quota[k]))] += step
     return quota
 
 

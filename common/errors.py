@@ -27,6 +27,11 @@ class Interrupted(BaseException):
         self.signum = signum
 
 
+def reason(error: Exception) -> str:
+    """What a library's exception says, cut to its first line and 120 characters; its type where it says nothing."""
+    return str(error).strip().split("\n")[0].rstrip(":")[:120] or type(error).__name__
+
+
 class _Signals:
     """The one signal a `deferred_signals` block holds back."""
 

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from common.errors import InputError
+from common.errors import InputError, reason
 
 
 @contextlib.contextmanager
@@ -106,8 +106,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:  # torch.load raises nearly every type on foreign bytes
-        reason = str(error).strip().split("\n")[0][:120] or type(error).__name__
-        raise InputError(f"{path} is not a readable checkpoint ({reason}): use another file") from None
+        raise InputError(f"{path} is not a readable checkpoint ({reason(error)}): use another file") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not a checkpoint: use another file")
     return value

@@ -140,7 +140,8 @@ class LeanMBConv(MBConvBlock):
         return x
 
 
-def efficientnet_b2(num_classes: int = 10, bn_momentum: float = 0.01, padding_image_size: int = PADDING_IMAGE_SIZE) -> EfficientNet:
+def efficientnet_b2(num_classes: int = 10, bn_momentum: float = 0.01, padding_image_size: int = PADDING_IMAGE_SIZE,
+                    dropout: float = 0.3) -> EfficientNet:
     """EfficientNet-B2 from efficientnet-pytorch, made lean; 7,715,084 parameters for 10 classes.
 
     Symmetric zero-padding (22 of 24 pads at 260) is folded into the convolutions; the state-dict keys are the package's.
@@ -149,7 +150,7 @@ def efficientnet_b2(num_classes: int = 10, bn_momentum: float = 0.01, padding_im
         bn_momentum: PyTorch's sense; the package's own is 0.01, which needs hundreds of steps to follow the data.
         padding_image_size: the input size for which "same" padding is computed; fixed at construction, not in the state dict.
     """
-    model = EfficientNet.from_name("efficientnet-b2", num_classes=num_classes, image_size=padding_image_size)
+    model = EfficientNet.from_name("efficientnet-b2", num_classes=num_classes, image_size=padding_image_size, dropout_rate=dropout)
     model.set_swish(memory_efficient=False)
     for module in model.modules():
         if isinstance(module, MBConvBlock):
@@ -182,7 +183,7 @@ def build(name: str, num_classes: int = 10, *, input_size: int = 32, stem: str =
         return kind(num_classes, input_size, bn_momentum=bn_momentum)
     if name == "se_resnet18":
         return SEResNet18(num_classes, stem, dropout, bn_momentum)
-    return efficientnet_b2(num_classes, bn_momentum, padding_image_size)
+    return efficientnet_b2(num_classes, bn_momentum, padding_image_size, dropout)
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -231,7 +232,7 @@ def trace_words(trace: Sequence[tuple[str, tuple[int, ...]]], size: int) -> list
     return words
 
 
-def load_weights(model: nn.Module, name: str, path: str | None) -> tuple[tuple[float, ...], tuple[float, ...], str]:
+def load_weights(model: nn.Module, name: str, path: str | None) -> str:
     """Load pretrained weights into `model`, keeping its own head where the number of classes differs.
 
     Args:
@@ -239,7 +240,7 @@ def load_weights(model: nn.Module, name: str, path: str | None) -> tuple[tuple[f
             of this project; None downloads the ImageNet file. A sha256 prefix in the file's name is checked.
 
     Returns:
-        (mean, std) that the weights were trained with, and a sentence on what was loaded.
+        A line that says what was loaded and what stays fresh.
 
     Raises:
         InputError: no such file, damaged, of another architecture, or no download possible.
@@ -263,9 +264,9 @@ def load_weights(model: nn.Module, name: str, path: str | None) -> tuple[tuple[f
         missing = next(k for k in skipped if k not in may_differ)
         raise InputError(f"{file} does not fit {name} ({missing} is missing or has another shape): use weights of the same model")
     model.load_state_dict(loaded, strict=False)
-    mean, std = (tuple(content["mean"]), tuple(content["std"])) if ours else (IMAGENET_MEAN, IMAGENET_STD)
     fresh = f"; fresh: {', '.join(sorted({k.rsplit('.', 1)[0] for k in skipped}))}" if skipped else ""
-    return mean, std, f"weights: {file.name} ({'a checkpoint of this project' if ours else 'ImageNet'}, {len(loaded)} tensors{fresh})"
+    kind = f"a checkpoint of this project, {content['source']}" if ours else "a published state dict"
+    return f"weights: {file.name} ({kind}; {len(loaded)} tensors{fresh})"
 
 
 def _download(name: str) -> Path:

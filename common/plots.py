@@ -44,7 +44,7 @@ def sample_grid(
         tiles[row, : len(picks)] = images[picks]
     if shown < len(classes):
         title = f"{title} (first {shown} of {len(classes)} classes)".strip()
-    with _mosaic(path, title, tiles, tile_px=96) as axes:
+    with mosaic(path, title, tiles, tile_px=96) as axes:
         axes.set_yticks(np.arange(shown) + 0.5, list(classes[:shown]))
 
 
@@ -64,7 +64,7 @@ def augmented_batch(
     tiles = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
     tiles[:count] = (np.clip(images[:count], 0, 1) * 255 + 0.5).astype(np.uint8)
     tiles = tiles.reshape(rows, columns, *images.shape[1:])
-    with _mosaic(path, title, tiles, tile_px=128, below=0.2) as axes:
+    with mosaic(path, title, tiles, tile_px=128, below=0.2) as axes:
         for index, label in enumerate(labels[:count]):
             row, column = divmod(index, columns)
             name = classes[int(label)]
@@ -88,7 +88,7 @@ def curves(history: Sequence[Mapping[str, object]], path: str | Path, title: str
     starts = [i for i, name in enumerate(names) if i == 0 or name != names[i - 1]]
     best = int(values["val_top1"].argmax())
     mark = f"best epoch: {epochs[best]}, val {values['val_top1'][best]:.2%}"
-    with _figure(path, title, (11, 3.6), note) as figure:
+    with new_figure(path, title, (11, 3.6), note) as figure:
         loss, accuracy, rate = panels = figure.subplots(1, 3)
         for axes, key, factor in ((loss, "loss", 1), (accuracy, "top1", 100)):
             train, val = values[f"train_{key}"] * factor, values[f"val_{key}"] * factor
@@ -123,7 +123,7 @@ def _line(points: int) -> str:
 
 
 @contextmanager
-def _mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int, below: float = 0.0) -> Iterator[Axes]:
+def mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int, below: float = 0.0) -> Iterator[Axes]:
     """Axes that show (rows, columns, 3, H, W) uint8 tiles at about `tile_px`, one unit each way per tile.
 
     The enlargement is a whole number, so all pixels look equally large; labels lie outside the figure's
@@ -134,7 +134,7 @@ def _mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int, below
     canvas = np.pad(tiles, gaps, constant_values=255).transpose(0, 3, 1, 4, 2)
     canvas = canvas.reshape(rows * canvas.shape[1], columns * canvas.shape[3], 3)
     scale = max(1, round(tile_px / height)) / STYLE["savefig.dpi"]
-    with _figure(path, "", (canvas.shape[1] * scale, canvas.shape[0] * scale), layout=None) as figure:
+    with new_figure(path, "", (canvas.shape[1] * scale, canvas.shape[0] * scale), layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
         axes.imshow(canvas, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
         axes.set_title(title, fontsize=11, fontweight="bold")
@@ -145,7 +145,7 @@ def _mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int, below
 
 
 @contextmanager
-def _figure(
+def new_figure(
     path: str | Path, title: str, size: tuple[float, float], note: str = "", layout: str | None = "constrained"
 ) -> Iterator[Figure]:
     """A styled figure of `size` inches, saved to `path` when the block ends well."""
@@ -166,3 +166,39 @@ def _save(figure: Figure, path: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def ablation(rows: Sequence[Mapping[str, object]], curves: Mapping[str, Sequence[float]], path: str | Path, title: str) -> None:
+    """Saves three panels: accuracy of each arm, its difference to the control, and the val curves.
+
+    Args:
+        rows: with arm, top1, low, high, delta, delta_low, delta_high (fractions; None where unknown) and n.
+        curves: arm → val top-1 by epoch.
+    """
+    colors = dict(zip((row["arm"] for row in rows), (MUTED, VAL, TRAIN, "#009E73", ACCENT, "#CC79A7")))
+    names = [str(row["arm"]).removeprefix("EfficientNetB2_") for row in rows]
+    note = "Whiskers: 95 % Student-t intervals over seeds." if rows[0]["low"] is not None else "A single seed: no interval over seeds."
+    with new_figure(path, title, (12, 3.8), note) as figure:
+        accuracy, effect, epochs = figure.subplots(1, 3, width_ratios=(1, 1, 1.2))
+        for axes, keys, label in ((accuracy, ("top1", "low", "high"), "test top-1 (%)"), (effect, ("delta", "delta_low", "delta_high"), "Δ to control (points)")):
+            for y, row in enumerate(rows):
+                value, low, high = (None if row[key] is None else 100 * row[key] for key in keys)
+                if value is None:
+                    axes.text(0, y, " control", va="center", color=MUTED, fontsize=8)
+                    continue
+                whiskers = None if low is None else [[value - low], [high - value]]
+                axes.barh(y, value, 0.62, color=colors[row["arm"]], xerr=whiskers, error_kw={"capsize": 3, "lw": 1.2})
+                inside = axes is accuracy
+                axes.annotate(f"{value:+.2f}" if not inside else f"{value:.2f}", (0 if inside else value, y), (5 if inside or value >= 0 else -5, 0),
+                              textcoords="offset points", va="center", ha="left" if inside or value >= 0 else "right", fontsize=8,
+                              color="white" if inside else "black", fontweight="bold" if inside else None)
+            axes.set(yticks=range(len(rows)), yticklabels=names if axes is accuracy else [], xlabel=label)
+            axes.invert_yaxis()
+            axes.grid(axis="y", visible=False)
+        effect.axvline(0, color="black", lw=0.8)
+        effect.margins(x=0.22)
+        for arm, values in curves.items():
+            epochs.plot(range(1, len(values) + 1), [100 * v for v in values], _line(len(values)), color=colors[arm], label=str(arm).removeprefix("EfficientNetB2_"))
+        epochs.set(xlabel="epoch (both stages)", ylabel="val top-1 (%)")
+        epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
+        epochs.legend(fontsize=8)

@@ -124,8 +124,8 @@ def open_folder(script: str, recipe: Recipe, runtime: Runtime, splits_hash: str,
     if used and not runtime.resume:
         raise InputError(f"{folder} holds a run already: go on with --resume, or choose a new --name")
     if runtime.resume:
-        if not (folder / "last.pt").is_file() and not (folder / "result.json").is_file():
-            raise InputError(f"--resume: no last.pt in {folder}; leave --resume out, or name the run with --name")
+        if not (folder / "recipe.json").is_file():
+            raise InputError(f"--resume: {folder} holds no run; leave --resume out, or name the run with --name")
         stored = read_json(folder / "recipe.json")
         changes = difference(stored["recipe"], {**asdict(recipe)}) + difference({"data": stored["split_hash"]}, {"data": splits_hash})
         if changes:

@@ -57,10 +57,9 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     arch = models.architecture(recipe.model, num_classes=len(splits.classes), input_size=size, stem=recipe.stem, dropout=recipe.dropout,
                                bn_momentum=recipe.bn_momentum)
     model = models.build(**arch)
-    mean, std = {"data": (splits.mean, splits.std), "half": (HALF, HALF), "none": ((0.0,) * 3, (1.0,) * 3)}[recipe.normalization]
-    origin = "weights: random"
-    if recipe.pretrained or recipe.weights:
-        mean, std, origin = models.load_weights(model, recipe.model, recipe.weights)
+    mean, std = {"data": (splits.mean, splits.std), "imagenet": (models.IMAGENET_MEAN, models.IMAGENET_STD), "half": (HALF, HALF),
+                 "none": ((0.0,) * 3, (1.0,) * 3)}[recipe.normalization]
+    origin = models.load_weights(model, recipe.model, recipe.weights) if recipe.pretrained else "weights: random"
     folder, finished = runs.open_folder(script, recipe, runtime, splits.split_hash, versions)
     if finished:
         print(f"{folder} is finished: nothing to do")
@@ -74,7 +73,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     _save_samples(folder, splits, prepare, recipe)
     probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
     run = runs.Run(folder, recipe, runs.card(arch, splits, recipe, mean, std, probe, versions))
-    if runtime.resume:
+    if runtime.resume and (folder / "last.pt").is_file():
         run.restore(model)
         print(f"resumed after epoch {len(run.history)}")
     if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
@@ -104,8 +103,8 @@ def _save_samples(folder: Path, splits: Splits, prepare: engine.Preprocess, reci
     plots.augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), splits.train.labels[at].cpu().numpy(), splits.classes, folder / "augmented_batch.png")
 
 
-def finish(study: Study) -> dict[str, Any]:
-    """Restore the best epoch's weights, read test once, diagnose, and write result.json, curves.png and ./best.pt.
+def finish(study: Study, publish: bool = True) -> dict[str, Any]:
+    """Restore the best epoch's weights, read test once, diagnose, and write result.json, curves.png and (`publish`) ./best.pt.
 
     Returns:
         The content of result.json: top-1 values are fractions, durations seconds.
@@ -131,6 +130,7 @@ def finish(study: Study) -> dict[str, Any]:
     print(f"test: {test_top1:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {test_loss:.4f}, {splits.source}")
     for sentence in words.words:
         print(f"  {sentence}")
-    print(runs.publish(run.folder / "best.pt"))
+    if publish:
+        print(runs.publish(run.folder / "best.pt"))
     write_json(run.folder / "result.json", result)  # last: its presence says that the run is finished
     return result

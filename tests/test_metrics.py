@@ -1,0 +1,155 @@
+"""Metrics against values worked out by hand, plain loops and published tables."""
+import math
+import random
+
+import pytest
+import torch
+
+from common.metrics import brier, calibration, confusion_matrix, most_confused, nll, per_class, t_interval, t_quantile, top1
+from common.metrics import wilson_interval
+
+
+def logits_of(*probs: list[float]) -> torch.Tensor:
+    """Logits whose softmax is `probs`, rows that sum to 1."""
+    return torch.tensor(probs, dtype=torch.float64).log()
+
+
+def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N, K) logits that lean towards their (N,) labels, N and K drawn too."""
+    generator = torch.Generator().manual_seed(seed)
+    n, k = (int(torch.randint(low, high, (), generator=generator)) for low, high in ((1, 300), (2, 13)))
+    labels = torch.randint(k, (n,), generator=generator)
+    return 2 * torch.randn(n, k, generator=generator) + 2 * torch.nn.functional.one_hot(labels, k), labels
+
+
+def test_confusions_of_six_images_by_hand() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    preds = torch.tensor([0, 1, 1, 1, 0, 0])
+    confusion = confusion_matrix(preds, labels, 4)
+    assert confusion.tolist() == [[1, 2, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
+    scores = per_class(confusion)
+    assert scores.support.tolist() == [3, 2, 1, 0]
+    assert scores.precision.tolist() == pytest.approx([1 / 3, 1 / 3, 0, 0])
+    assert scores.recall.tolist() == pytest.approx([1 / 3, 1 / 2, 0, 0])
+    assert scores.f1.tolist() == pytest.approx([1 / 3, 2 / 5, 0, 0])
+    assert most_confused(confusion) == [(0, 1, 2), (1, 0, 1), (2, 0, 1)]
+    assert most_confused(confusion, ordered=False) == [(0, 1, 3), (0, 2, 1)]
+    assert most_confused(confusion, top=1, ordered=False) == [(0, 1, 3)]
+    assert most_confused(torch.eye(3, dtype=torch.int64)) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_properties_and_plain_loops(seed: int) -> None:
+    logits, labels = random_case(seed)
+    preds, k = logits.argmax(1), logits.shape[1]
+    confusion = confusion_matrix(preds, labels, k)
+    scores = per_class(confusion)
+    for c in range(k):
+        true_positives = sum(p == c == t for p, t in zip(preds.tolist(), labels.tolist()))
+        called, there = preds.tolist().count(c), labels.tolist().count(c)
+        precision, recall = (true_positives / n if n else 0.0 for n in (called, there))
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        assert [v[c].item() for v in scores] == pytest.approx([precision, recall, f1, there])
+    assert confusion.sum(1).tolist() == scores.support.tolist() == torch.bincount(labels, minlength=k).tolist()
+    assert confusion.trace().item() / len(labels) == pytest.approx(top1(logits, labels))
+    assert sum(count for *_, count in most_confused(confusion, k * k)) == len(labels) - confusion.trace().item()
+    assert sum(count for *_, count in most_confused(confusion, k * k, ordered=False)) == (preds != labels).sum()
+
+    table = calibration(logits, labels)
+    probs = [[math.exp(v - max(row)) for v in row] for row in logits.double().tolist()]
+    probs = [[v / sum(row) for v in row] for row in probs]
+    gaps, losses, squares = [0.0] * 15, 0.0, 0.0
+    for row, label, pred in zip(probs, labels.tolist(), preds.tolist()):
+        gaps[min(14, int(max(row) * 15))] += max(row) - (pred == label)
+        losses -= math.log(row[label])
+        squares += sum((p - (c == label)) ** 2 for c, p in enumerate(row))
+    assert table.ece == pytest.approx(sum(map(abs, gaps)) / len(labels), abs=1e-12)
+    assert nll(logits, labels) == pytest.approx(losses / len(labels))
+    assert brier(logits, labels) == pytest.approx(squares / len(labels))
+    assert table.count.sum() == len(labels) and 0 <= table.ece <= 1
+    assert (table.count * table.accuracy).sum().item() == pytest.approx(len(labels) * top1(logits, labels))
+
+
+def test_calibration_by_hand() -> None:
+    logits = torch.cat([logits_of([0.62, 0.38], [0.38, 0.62], [0.9, 0.1]), torch.tensor([[1000.0, 0.0]])])
+    table = calibration(logits, torch.tensor([0, 0, 0, 1]))
+    # 0.62 twice, one right, in bin 9; 0.9 right in bin 13; exactly 1.0, wrong, in the last bin
+    assert table.ece == pytest.approx((2 * 0.12 + 0.1 + 1.0) / 4)
+    assert table.count.tolist() == [0] * 9 + [2, 0, 0, 0, 1, 1]
+    assert table.confidence[[9, 13, 14]].tolist() == pytest.approx([0.62, 0.9, 1.0])
+    assert table.accuracy[[9, 13, 14]].tolist() == [0.5, 1.0, 0.0]
+    assert table.edges.tolist() == pytest.approx([i / 15 for i in range(16)])
+    assert table.accuracy.isfinite().all() and table.confidence.isfinite().all()
+
+
+def test_a_confidence_on_an_edge_belongs_to_the_bin_above() -> None:
+    table = calibration(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), bins=4)
+    assert table.count.tolist() == [0, 0, 3, 0]
+
+
+def test_losses_by_hand() -> None:
+    logits, labels = logits_of([0.5, 0.25, 0.25], [0.1, 0.2, 0.7]), torch.tensor([0, 1])
+    assert nll(logits, labels) == pytest.approx(-(math.log(0.5) + math.log(0.2)) / 2)
+    assert brier(logits, labels) == pytest.approx((0.25 + 2 * 0.0625 + 0.01 + 0.64 + 0.49) / 2)
+    assert top1(logits, labels) == 0.5
+    assert brier(torch.tensor([[1000.0, 0.0]]), torch.tensor([1])) == pytest.approx(2)
+
+
+@pytest.mark.parametrize(("correct", "total", "low", "high"), [
+    (8, 10, 0.4902, 0.9433), (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (10, 10, 0.7225, 1.0)])
+def test_wilson_interval_against_published_values(correct: int, total: int, low: float, high: float) -> None:
+    """The second to fourth cases are Newcombe's (Statistics in Medicine 17, 1998, table I)."""
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=6e-5)
+
+
+@pytest.mark.parametrize("correct", range(0, 41))
+def test_wilson_ends_are_where_the_score_test_just_rejects(correct: int) -> None:
+    share, z = correct / 40, 1.959963984540054
+    for end in wilson_interval(correct, 40):
+        assert 0 <= end <= 1
+        assert (share - end) ** 2 == pytest.approx(z * z * end * (1 - end) / 40, abs=1e-12)
+
+
+@pytest.mark.parametrize(("level", "df", "t"), [
+    (0.95, 1, 12.7062), (0.95, 2, 4.30265), (0.95, 3, 3.18245), (0.95, 4, 2.77645), (0.95, 9, 2.26216), (0.95, 29, 2.04523),
+    (0.95, 120, 1.97993), (0.99, 1, 63.6567), (0.99, 5, 4.03214), (0.90, 10, 1.81246), (0.95, 100_000, 1.95999)])
+def test_t_quantile_against_the_table(level: float, df: int, t: float) -> None:
+    assert t_quantile(level, df) == pytest.approx(t, rel=3e-6)
+
+
+@pytest.mark.parametrize("df", [1, 2, 3, 6, 7])
+def test_t_quantile_against_the_integrated_density(df: int) -> None:
+    t, cells = t_quantile(0.95, df), 20_000
+    scale = math.exp(math.lgamma((df + 1) / 2) - math.lgamma(df / 2)) / math.sqrt(df * math.pi)
+    density = ((1 + ((i + 0.5) * t / cells) ** 2 / df) ** (-(df + 1) / 2) for i in range(cells))
+    assert 2 * scale * sum(density) * t / cells == pytest.approx(0.95, abs=1e-8)
+
+
+def test_t_interval_by_hand_and_its_coverage() -> None:
+    interval = t_interval([1.0, 2.0, 3.0])
+    assert (interval.mean, interval.std) == (2.0, 1.0)
+    assert (interval.low, interval.high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)))
+    assert t_interval(torch.tensor([5.0, 5.0])) == (5.0, 0.0, 5.0, 5.0)
+    drawn = random.Random(0)
+    intervals = [t_interval([drawn.gauss(0, 1) for _ in range(3)]) for _ in range(2000)]
+    assert sum(i.low <= 0 <= i.high for i in intervals) / 2000 == pytest.approx(0.95, abs=0.015)
+
+
+def test_one_value_has_an_unbounded_interval() -> None:
+    interval = t_interval([0.9])
+    assert interval.mean == 0.9 and math.isnan(interval.std) and (interval.low, interval.high) == (-math.inf, math.inf)
+
+
+def test_wrong_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="labels reach from 0 to 3, outside 0..2"):
+        confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 3]), 3)
+    with pytest.raises(ValueError, match=r"\(2,\) and labels \(3,\)"):
+        confusion_matrix(torch.zeros(2).long(), torch.zeros(3).long(), 3)
+    with pytest.raises(ValueError, match="N > 0"):
+        top1(torch.zeros(0, 3), torch.zeros(0).long())
+    with pytest.raises(ValueError, match="correct=3 of total=2"):
+        wilson_interval(3, 2)
+    with pytest.raises(ValueError, match="at least one value"):
+        t_interval([])
+    with pytest.raises(ValueError, match="df=0"):
+        t_quantile(0.95, 0)
