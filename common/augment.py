@@ -76,7 +76,8 @@ def warp(images: torch.Tensor, dy: torch.Tensor, dx: torch.Tensor, flip: torch.T
     """Crop, mirror, rotate and resize in one bilinear sampling; black outside of the image.
 
     Equals padding, cropping at (dy, dx) pixels from the centre, mirroring, rotating counter-clockwise about the centre and
-    resizing, but samples once. With no offset, flip or rotation it equals `F.interpolate(mode="bilinear")` to rounding.
+    resizing, but samples once; so a rotation can bring in pixels that a crop would have cut off. With no offset, flip or
+    rotation it equals `F.interpolate(mode="bilinear")` to rounding.
 
     Args:
         images: (N, C, S, S) float32.

@@ -16,7 +16,7 @@ from common.runs import load_model
 from common.runtime import amp_dtype, pick_device
 
 REPORT_TOP1 = {"EfficientNetB2_Pretrained": 0.9381, "EfficientNetB2_NoPretrain": 0.8374, "EfficientNetB2_NoResize": 0.8599,
-               "EfficientNetB2_NoLS": 0.9381, "EfficientNetB2_NoRE": 0.9292}
+               "EfficientNetB2_NoLS": 0.9381, "EfficientNetB2_NoRE": 0.9293}
 COLUMNS = ("arm", "n", "top1", "std", "low", "high", "delta", "delta_low", "delta_high", "report_top1", "report_delta", "val_top1",
            "train_memory_mb", "inference_memory_mb", "latency_ms_1", "latency_ms_n", "batch_n", "parameters", "seconds")
 

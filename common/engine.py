@@ -16,10 +16,11 @@ from tqdm import tqdm
 from common.augment import Augmentation, augment, to_input
 from common.config import Recipe, Stage
 from common.data import Split, Splits
-from common.errors import Interrupted, RunError, deferred_signals
+from common.errors import Interrupted, RunError, deferred_signals, reason
 from common.runs import Run
 from common.schedule import epoch_lrs
 
+EVAL_BATCH = 500  # divides 5,000, 10,000 and 45,000
 WARMUP_STEPS = 3  # before a capture: cuDNN picks its algorithms, the optimiser makes its state
 
 
@@ -156,7 +157,7 @@ class TrainStep:
         except RuntimeError as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
-            return f"the step cannot be captured as a CUDA graph ({str(error).splitlines()[0][:150]})"
+            return f"the step cannot be captured as a CUDA graph ({reason(error)})"
         tolerance = 1e-3 if self.amp is None else 2e-2
         if not math.isclose(eager, captured, rel_tol=tolerance):
             return f"the captured step differs from the eager one (loss {captured:.5f} and {eager:.5f})"
@@ -198,23 +199,69 @@ class TrainStep:
                     tensor.zero_()
 
 
-@torch.no_grad()
-def predict(model: nn.Module, images: torch.Tensor, prepare: Preprocess, batch_size: int = 500, amp: torch.dtype | None = None,
-            progress: Callable[[int], None] = lambda done: None) -> torch.Tensor:
+Forward = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 → logits (N, K) float32
+
+
+def eager_forward(model: nn.Module, prepare: Preprocess, amp: torch.dtype | None) -> Forward:
+    """The eval-time pass from uint8 images to logits, for a model in eval mode."""
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), torch.autocast(images.device.type, amp, enabled=amp is not None, cache_enabled=False):
+            return model(prepare.clean(images)).float()
+    return forward
+
+
+def captured_forward(model: nn.Module, prepare: Preprocess, amp: torch.dtype | None, example: torch.Tensor) -> Forward:
+    """`eager_forward` as a CUDA graph for batches as large as `example`; other sizes, and a capture that fails, run eagerly."""
+    eager = eager_forward(model, prepare, amp)
+    mode = [(module, module.training) for module in model.modules()]
+    model.eval()
+    images = example.clone()
+    try:
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARMUP_STEPS):
+                expected = eager(images)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = eager(images)
+        graph.replay()
+        if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * max(1.0, float(expected.abs().max()))):
+            raise RuntimeError("the captured logits differ from the eager ones")
+    except torch.cuda.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        print(f"eager evaluation: it cannot be captured as a CUDA graph ({reason(error)})")
+        return eager
+    finally:
+        for module, training in mode:
+            module.training = training
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        if len(batch) != len(images):
+            return eager(batch)
+        images.copy_(batch)
+        graph.replay()
+        return logits.clone()
+    return forward
+
+
+def predict(model: nn.Module, images: torch.Tensor, prepare: Preprocess, batch_size: int = EVAL_BATCH, amp: torch.dtype | None = None,
+            progress: Callable[[int], None] = lambda done: None, forward: Forward | None = None) -> torch.Tensor:
     """Logits (N, K) float32 of (N, 3, H, W) uint8 images, on their device, in eval mode; `progress` hears each batch's size."""
     model.eval()
+    forward = forward or eager_forward(model, prepare, amp)
     logits = []
     for start in range(0, len(images), batch_size):
-        batch = images[start : start + batch_size]
-        with torch.autocast(batch.device.type, amp, enabled=amp is not None, cache_enabled=False):
-            logits.append(model(prepare.clean(batch)).float())
-        progress(len(batch))
+        logits.append(forward(images[start : start + batch_size]))
+        progress(len(logits[-1]))
     return torch.cat(logits)
 
 
-def evaluate(model: nn.Module, split: Split, prepare: Preprocess, batch_size: int = 500, amp: torch.dtype | None = None) -> tuple[float, float]:
+def evaluate(model: nn.Module, split: Split, prepare: Preprocess, amp: torch.dtype | None = None, forward: Forward | None = None) -> tuple[float, float]:
     """(mean cross-entropy, top-1 fraction) on a split, without augmentation or smoothing."""
-    logits = predict(model, split.images, prepare, batch_size, amp)
+    logits = predict(model, split.images, prepare, amp=amp, forward=forward)
     return float(F.cross_entropy(logits, split.labels)), float((logits.argmax(1) == split.labels).double().mean())
 
 
@@ -265,11 +312,14 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
             group["lr"] = torch.zeros((), device=device)
     step = TrainStep(model, splits.train, prepare, optimizer, recipe.batch_size, recipe.label_smoothing, amp)
     set_train_mode(model)
+    forward = None
     try:
-        if device.type == "cuda" and (problem := step.capture()):
-            print(f"eager steps: {problem}")
+        if device.type == "cuda":
+            if problem := step.capture():
+                print(f"eager steps: {problem}")
+            forward = captured_forward(model, prepare, amp, splits.val.images[:EVAL_BATCH])
         with deferred_signals() as check:
-            _epochs(model, splits, stage, recipe, prepare, run, step, check, amp, done, before, total_epochs or before + stage.epochs)
+            _epochs(model, splits, stage, recipe, prepare, run, step, check, forward, amp, done, before, total_epochs or before + stage.epochs)
     except (Interrupted, RunError):
         run.save(force=True)
         raise
@@ -282,7 +332,7 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
 
 
 def _epochs(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare: Preprocess, run: Run, step: TrainStep,
-            check: Callable[[str], None], amp: torch.dtype | None, done: int, before: int, total: int) -> None:
+            check: Callable[[str], None], forward: Forward | None, amp: torch.dtype | None, done: int, before: int, total: int) -> None:
     """The epochs of a stage that are still to do: train, evaluate on val, print, save, stop early."""
     if not run.history:
         run.keep(model, step.optimizer, stage.name)
@@ -294,7 +344,7 @@ def _epochs(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prep
         lrs = epoch_lrs(stage, epoch, step.steps)
         train_loss, train_top1 = train_one_epoch(step, seed_epoch(recipe.seed, number), lrs, check, f"Epoch {number}/{total}")
         train_seconds = time.perf_counter() - start
-        val_loss, val_top1 = evaluate(model, splits.val, prepare, amp=amp)
+        val_loss, val_top1 = evaluate(model, splits.val, prepare, amp, forward)
         seconds, rate = time.perf_counter() - start, step.steps * step.batch_size / train_seconds
         run.history.append({"stage": stage.name, "epoch": number, "train_loss": train_loss, "train_top1": train_top1, "val_loss": val_loss,
                     "val_top1": val_top1, "lr": lrs[0], "seconds": seconds, "images_per_s": rate})

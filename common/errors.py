@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 
+PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
 class InputError(Exception):
     """Bad input or missing data; the message is one line that says what is wrong and how to mend it (exit 2)."""
 
@@ -80,7 +83,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     except Interrupted as stop:
         code, message = 128 + stop.signum, f"interrupted {stop}".rstrip()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EPERM, errno.EDQUOT):
+        if error.errno not in PLACE_ERRORS:
             raise
         code, message = 1, f"{error.filename or 'a file'}: {error.strerror}; free some space or choose another place with --out"
     else:

@@ -1,6 +1,7 @@
 """Files that are whole or absent: atomic writes, and checkpoints that are checked before use."""
 import contextlib
 import hashlib
+import io
 import json
 import os
 import re
@@ -30,6 +31,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -79,8 +82,10 @@ def check_named_digest(path: Path) -> None:
 
 def write_checkpoint(path: Path, value: dict[str, Any]) -> None:
     """Save with `torch.save`, atomically; a reader or a crash sees the old file or the new one, never half."""
+    content = io.BytesIO()
+    torch.save(value, content)  # in memory first: torch's zip writer turns a full disk into an error of its own
     with atomic(path) as file:
-        torch.save(value, file)
+        file.write(content.getbuffer())
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -3,12 +3,12 @@ import json
 import runpy
 import subprocess
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from common.config import COMMON_FLAGS, Recipe, Runtime, as_dict, difference, parse
+from common.config import COMMON_FLAGS, Parser, Recipe, Runtime, add_flags, as_dict, difference, option, parse
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -106,6 +106,17 @@ def test_the_reports_runs_have_a_folder_of_their_own() -> None:
     assert ask("--recipe report --resize 2")[1].run_name == "report-simple_cnn-x2-pretrained-seed0"
     assert ask("--recipe report --name mine")[1].run_name == "mine"
     assert ask("--recipe default")[1].run_name is None
+
+
+@pytest.mark.parametrize("bounds", [{"low": 0}, {"high": 1}, {"low": 0, "high": 1}])
+def test_nan_is_beyond_every_bound(bounds: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    fields_of = make_dataclass("One", [("share", float, option(0.5, "a share", "group", **bounds))])
+    parser = Parser()
+    add_flags(parser, fields_of())
+    assert parser.parse_args(["--share", "1"]).share == 1
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--share", "nan"])
+    assert "argument --share: nan must be at" in capsys.readouterr().err
 
 
 def test_pick_sees_what_was_given() -> None:

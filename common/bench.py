@@ -1,0 +1,326 @@
+"""Our training core against a plain loop, in one run, on whatever machine this is.
+
+    python -m common.bench                     # every network, every variant that this machine can run
+    python -m common.bench --quick --json FILE # fewer steps and repeats
+    python -m common.bench --models efficientnet_b2 --batch-sizes 125 500 1000
+
+*plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision transforms, eager fp32 and, for
+B2, the package as it comes; *plain+amp* adds autocast and channels_last on a GPU. *ours* is `engine.TrainStep`, eager,
+captured as a CUDA graph, or compiled and captured. Variants take turns, so that a machine that slows down slows all;
+figures are medians over the turns with their range. *Cold* is the time from nothing to the end of the first step.
+"""
+import argparse
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import Parser, Runtime, add_flags, collect, option
+from common.errors import run_script
+
+MODELS = {"simple_cnn": 1, "improved_cnn": 1, "se_resnet18": 1, "efficientnet_b2": 2}  # name → resize
+IMAGES = 10_000  # drawn ones: speed does not depend on what they show
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure and where to write it."""
+
+    quick: bool = option(False, "two short turns in place of five", "bench")
+    json: str | None = option(None, "write all figures, raw samples included, to this file", "bench")
+    compile: bool = option(False, "measure torch.compile too (on a CPU B2 takes minutes to compile)", "bench")
+
+
+def main() -> int:
+    parser = Parser(prog="python -m common.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser, Options())
+    add_flags(parser, Runtime(), ("device", "amp"))
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="networks (default: all)")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=None, metavar="N", help="default: 125, and on a GPU 500 and 1000 too")
+    given = parser.parse_args()
+    options, runtime = collect(given, Options()), collect(given, Runtime())
+    return _Bench(options, runtime).run(given.models, given.batch_sizes)
+
+
+class _Bench:
+    """One measuring session: the device, a drawn data set, and the results so far."""
+
+    def __init__(self, options: Options, runtime: Runtime) -> None:
+        import torch
+
+        from common import data, runtime as rt, synthetic
+
+        self.options, self.device = options, rt.set_up(runtime, seed=0)
+        self.amp, self.cuda, self.torch = rt.amp_dtype(runtime, self.device), self.device.type == "cuda", torch
+        self.turns, self.seconds = (2, 1.0) if options.quick else (5, 2.0 if self.cuda else 4.0)
+        drawn = synthetic.draw(IMAGES // 10, seed=0)
+        self.splits = data.make_splits(*drawn, *synthetic.draw(50, seed=1), tuple(synthetic.CLASSES), "synthetic", val_size=1000).to(self.device)
+        self.arrays = drawn
+        self.report: dict[str, Any] = {"environment": rt.environment(self.device), "machine": self.machine(), "results": []}
+
+    def sync(self) -> None:
+        """Wait for the device, so that a clock read after it counts finished work."""
+        if self.cuda:
+            self.torch.cuda.synchronize()
+
+    def machine(self) -> dict[str, float]:
+        """Measured peaks: matrix-product FLOP/s in the training dtype, and bytes/s of a large copy, read and written."""
+        torch, n = self.torch, 8192 if self.cuda else 2048
+        a = torch.randn(n, n, device=self.device, dtype=self.amp or torch.float32)
+        source = torch.empty(2**30 if self.cuda else 2**28, dtype=torch.uint8, device=self.device)
+        target = torch.empty_like(source)
+        return {"flops_per_s": 2 * n**3 / self.best(lambda: a @ a), "bytes_per_s": 2 * source.numel() / self.best(lambda: target.copy_(source))}
+
+    def best(self, work: Callable[[], Any], repeats: int = 7) -> float:
+        """Shortest time of `work` in seconds, after two runs that do not count."""
+        times = []
+        for _ in range(repeats + 2):
+            self.sync()
+            start = time.perf_counter()
+            work()
+            self.sync()
+            times.append(time.perf_counter() - start)
+        return min(times[2:])
+
+    def run(self, names: list[str], batch_sizes: list[int] | None) -> int:
+        """Measure and print; 0."""
+        env, machine = self.report["environment"], self.report["machine"]
+        print(f"{env['hardware']}, torch {env['torch']}; matrix product {machine['flops_per_s'] / 1e12:.2f} TFLOP/s, "
+              f"copy {machine['bytes_per_s'] / 1e9:.1f} GB/s")
+        for name in names:
+            for batch_size in batch_sizes or ([125, 500, 1000] if self.cuda else [125]):
+                self.case(name, batch_size)
+        if self.options.json:
+            Path(self.options.json).write_text(json.dumps(self.report, indent=2) + "\n")
+        return 0
+
+    def case(self, name: str, batch_size: int) -> None:
+        """All variants of one network at one batch size."""
+        recipe = self.recipe(name, batch_size)
+        bound = self.bound(name, recipe)
+        print(f"\n{name}, batch {batch_size}, {32 * recipe.resize} px; bound {bound['images_per_s']:,.0f} img/s "
+              f"({bound['flops'] / 1e9:.3f} GFLOP and {bound['bytes'] / 1e6:.1f} MB an image)", flush=True)
+        variants: dict[str, Iterator[None]] = {}
+        cold, memory = {}, {}
+        for label, make in self.variants(recipe).items():
+            if self.cuda:
+                self.torch.cuda.reset_peak_memory_stats()
+            start = time.perf_counter()
+            try:
+                variants[label] = make()
+                next(variants[label])
+                self.sync()
+            except Exception as error:  # a variant that this machine cannot run is a result, too
+                print(f"  {label}: not measured ({str(error).splitlines()[0][:120]})")
+                variants.pop(label, None)
+                continue
+            cold[label] = time.perf_counter() - start
+            memory[label] = self.torch.cuda.max_memory_allocated() if self.cuda else None
+        rates: dict[str, list[float]] = {label: [] for label in variants}
+        for _ in range(self.turns):
+            for label, steps in variants.items():
+                rates[label].append(batch_size / self.pace(steps))
+        plain = {kind: statistics.median(rates[f"{kind} plain"]) for kind in ("train", "data", "eval")}
+        print(f"  {'variant':<22}{'img/s':>11}{'range':>20}{'ms/step':>10}{'x plain':>9}{'% bound':>9}{'cold s':>8}")
+        for label, samples in rates.items():
+            rate, kind = statistics.median(samples), label.split()[0]
+            share = f"{rate / bound['images_per_s']:>9.1%}" if kind == "train" else " " * 9
+            print(f"  {label:<22}{rate:>11,.0f}{f'{min(samples):,.0f}-{max(samples):,.0f}':>20}{1e3 * batch_size / rate:>10.2f}"
+                  f"{rate / plain[kind]:>9.2f}{share}{cold[label]:>8.2f}", flush=True)
+            self.report["results"].append({"model": name, "batch_size": batch_size, "variant": label, "images_per_s": rate, "samples": samples,
+                                           "ratio_to_plain": rate / plain[kind], "cold_seconds": cold[label], "peak_bytes": memory[label], "bound": bound})
+        variants.clear()
+
+    def pace(self, steps: Iterator[None]) -> float:
+        """Seconds a step over about `self.seconds`, the first two not counted."""
+        next(steps)
+        next(steps)
+        self.sync()
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < self.seconds or done < 3:
+            next(steps)
+            done += 1
+            if done % 20 == 0:
+                self.sync()
+        self.sync()
+        return (time.perf_counter() - start) / done
+
+    def recipe(self, name: str, batch_size: int) -> Any:
+        """The training recipe of the phase that the network belongs to, at this batch size."""
+        from common.config import Recipe
+
+        small = dict(optimizer="sgd", lr=1e-2, weight_decay=5e-4, crop_padding=4, flip=True, jitter=0.2)
+        large = dict(optimizer="adamw", lr=1e-4, weight_decay=1e-2, crop_padding=4, flip=True, jitter=0.2, rotation=15, random_erasing=0.2)
+        return Recipe(model=name, batch_size=batch_size, resize=MODELS[name], bn_momentum=0.01 if name == "efficientnet_b2" else 0.1,
+                      dropout=0.3 if name == "efficientnet_b2" else 0.5, **(large if name == "efficientnet_b2" else small))
+
+    def bound(self, name: str, recipe: Any) -> dict[str, float]:
+        """Images/s that the machine's measured peaks allow: training FLOPs, and bytes if all but convolutions were fused away.
+
+        Forward once and backward twice for FLOPs; each convolution and linear layer moves its input and output once
+        forward and twice backward, in the training dtype.
+        """
+        torch, moved = self.torch, 0
+        from torch.utils.flop_counter import FlopCounterMode
+
+        from common import models
+
+        model = models.build(name, input_size=32 * recipe.resize).to(self.device).eval()
+        hooks = []
+
+        def count(_: Any, inputs: tuple, output: Any) -> None:
+            nonlocal moved
+            moved += inputs[0].numel() + output.numel()
+
+        for module in model.modules():
+            if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+                hooks.append(module.register_forward_hook(count))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model(torch.zeros(1, 3, 32 * recipe.resize, 32 * recipe.resize, device=self.device))
+        flops, size = 3 * counter.get_total_flops(), 4 if self.amp is None else 2
+        traffic, machine = 3 * moved * size, self.report["machine"]
+        return {"flops": flops, "bytes": traffic, "images_per_s": min(machine["flops_per_s"] / flops, machine["bytes_per_s"] / traffic)}
+
+    def variants(self, recipe: Any) -> dict[str, Callable[[], Iterator[None]]]:
+        """label → maker of an endless iterator that does one step each time."""
+        found = {"train plain": lambda: self.plain(recipe)}
+        if self.cuda:
+            found["train plain+amp"] = lambda: self.plain(recipe, amp=True)
+        found["train ours eager"] = lambda: self.ours(recipe)
+        if self.cuda:
+            found["train ours captured"] = lambda: self.ours(recipe, capture=True)
+        if self.options.compile:
+            found["train ours compiled"] = lambda: self.ours(recipe, capture=self.cuda, compiled=True)
+        found |= {"data plain": lambda: self.plain_data(recipe), "data ours": lambda: self.our_data(recipe),
+                  "eval plain": lambda: self.plain_eval(recipe), "eval ours": lambda: self.our_eval(recipe)}
+        return found
+
+    def loader(self, recipe: Any) -> Iterator[tuple[Any, Any]]:
+        """Endless batches of the plain data side: PIL, torchvision transforms, DataLoader workers."""
+        from PIL import Image
+        from torchvision import transforms as T
+
+        images, labels = self.arrays[0].transpose(0, 2, 3, 1), self.arrays[1]
+        chain = [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip()]
+        chain += [T.RandomRotation(recipe.rotation)] if recipe.rotation else []
+        chain += [T.ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter)]
+        chain += [T.Resize(32 * recipe.resize)] if recipe.resize > 1 else []
+        chain += [T.ToTensor(), T.Normalize((0.5,) * 3, (0.25,) * 3)]
+        chain += [T.RandomErasing(recipe.random_erasing)] if recipe.random_erasing else []
+        transform = T.Compose(chain)
+
+        class Drawn(self.torch.utils.data.Dataset):
+            def __len__(self) -> int:
+                return len(labels)
+
+            def __getitem__(self, i: int) -> tuple[Any, int]:
+                return transform(Image.fromarray(images[i])), int(labels[i])
+
+        workers = min(8, os.cpu_count() or 1)
+        while True:
+            yield from self.torch.utils.data.DataLoader(Drawn(), recipe.batch_size, shuffle=True, num_workers=workers, drop_last=True,
+                                                        pin_memory=self.cuda, multiprocessing_context="fork")
+
+    def plain_model(self, recipe: Any) -> Any:
+        """The network as a tutorial has it: NCHW, fp32, B2 from the package untouched."""
+        from efficientnet_pytorch import EfficientNet
+
+        from common import models
+
+        model = EfficientNet.from_name("efficientnet-b2", num_classes=10) if recipe.model == "efficientnet_b2" else models.build(recipe.model)
+        return model.to(self.device)
+
+    def plain(self, recipe: Any, amp: bool = False) -> Iterator[None]:
+        """Steps of the plain loop, its `loss.item()` included."""
+        torch = self.torch
+        model, dtype = self.plain_model(recipe).train(), self.amp if amp else None
+        if amp:
+            model = model.to(memory_format=torch.channels_last)
+        adam = recipe.optimizer == "adamw"
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4) if adam else torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4)
+        scaler, running = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16), 0.0
+        for images, labels in self.loader(recipe):
+            images = images.to(self.device, memory_format=torch.channels_last if amp else torch.contiguous_format)
+            labels = labels.to(self.device)
+            optimizer.zero_grad()
+            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+                loss = torch.nn.functional.cross_entropy(model(images), labels)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            running += loss.item()
+            yield
+
+    def prepare(self, recipe: Any) -> Any:
+        """Our preprocessing for the drawn set."""
+        from common import augment, engine
+
+        return engine.Preprocess(self.splits.mean, self.splits.std, recipe.resize, augment.Augmentation.of(recipe), self.device)
+
+    def our_model(self, recipe: Any) -> Any:
+        """The network as the training scripts build it."""
+        from common import models
+
+        model = models.build(recipe.model, dropout=recipe.dropout, bn_momentum=recipe.bn_momentum)
+        return model.to(self.device, memory_format=self.torch.channels_last)
+
+    def ours(self, recipe: Any, capture: bool = False, compiled: bool = False) -> Iterator[None]:
+        """Steps of `engine.TrainStep`."""
+        from common import engine
+
+        model = self.our_model(recipe).train()
+        if compiled:
+            model.compile()
+        step = engine.TrainStep(model, self.splits.train, self.prepare(recipe), engine.make_optimizer(model, recipe, self.device),
+                                recipe.batch_size, recipe.label_smoothing, self.amp)
+        if capture and (problem := step.capture()):
+            raise RuntimeError(problem)
+        epoch = 0
+        while True:
+            step.start_epoch(epoch, [recipe.lr] * step.steps)
+            for _ in range(step.steps):
+                step()
+                yield
+            epoch += 1
+
+    def plain_data(self, recipe: Any) -> Iterator[None]:
+        """Batches of the plain data side, delivered to the device."""
+        for images, labels in self.loader(recipe):
+            images.to(self.device), labels.to(self.device)
+            yield
+
+    def our_data(self, recipe: Any) -> Iterator[None]:
+        """Augmented batches of ours."""
+        prepare, generator = self.prepare(recipe), self.torch.Generator(self.device).manual_seed(0)
+        while True:
+            order = self.torch.randint(len(self.splits.train), (recipe.batch_size,), device=self.device)
+            prepare.train(self.splits.train.images.index_select(0, order), generator)
+            yield
+
+    def plain_eval(self, recipe: Any) -> Iterator[None]:
+        """Forward passes as a tutorial evaluates: fp32, NCHW, from tensors that are ready."""
+        model = self.plain_model(recipe).eval()
+        images = self.torch.rand(recipe.batch_size, 3, 32 * recipe.resize, 32 * recipe.resize)
+        while True:
+            with self.torch.no_grad():
+                model(images.to(self.device)).argmax(1)
+            yield
+
+    def our_eval(self, recipe: Any) -> Iterator[None]:
+        """Forward passes of ours, from uint8."""
+        from common import engine
+
+        model, prepare = self.our_model(recipe).eval(), self.prepare(recipe)
+        images = self.splits.train.images[: recipe.batch_size]
+        forward = (engine.captured_forward(model, prepare, self.amp, images) if self.cuda else engine.eager_forward(model, prepare, self.amp))
+        while True:
+            forward(images).argmax(1)
+            yield
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,227 @@
+"""What only a GPU can show: the captured step equals the eager one, and everything random stays random inside a graph."""
+import copy
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common import engine, models, synthetic
+from common.augment import Augmentation
+from common.config import Recipe, Runtime, Stage
+from common.data import make_splits
+from common.runtime import amp_dtype, pick_device
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
+ROOT = Path(__file__).parent.parent
+SPEC = Augmentation(4, True, 15, 0.2, 0.2)
+SMALL = Recipe(model="improved_cnn", batch_size=50, lr=1e-2)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return make_splits(*synthetic.draw(60, seed=0), *synthetic.draw(10, seed=1), synthetic.CLASSES, "synthetic", val_size=100).to("cuda")
+
+
+def make_step(splits, recipe=SMALL, amp=None, model=None, spec=SPEC):
+    torch.manual_seed(0)
+    model = model or models.build(recipe.model, stem=recipe.stem).to("cuda", memory_format=torch.channels_last)
+    engine.set_train_mode(model)
+    prepare = engine.Preprocess(splits.mean, splits.std, recipe.resize, spec, torch.device("cuda"))
+    optimizer = engine.make_optimizer(model, recipe, torch.device("cuda"))
+    return engine.TrainStep(model, splits.train, prepare, optimizer, recipe.batch_size, recipe.label_smoothing, amp)
+
+
+@pytest.mark.parametrize("recipe, amp, tolerance", [
+    (SMALL, None, 1e-3), (SMALL, torch.bfloat16, 3e-2), (SMALL, torch.float16, 3e-2),
+    (replace(SMALL, optimizer="adamw", lr=1e-3), None, 1e-3),
+    (replace(SMALL, model="se_resnet18", nesterov=True), torch.bfloat16, 5e-2),
+    (replace(SMALL, model="efficientnet_b2", optimizer="adamw", lr=1e-3, resize=2, label_smoothing=0.1), torch.bfloat16, 5e-2),
+])
+def test_captured_equals_eager_over_20_steps(splits, recipe, amp, tolerance):
+    eager, captured = make_step(splits, recipe, amp), make_step(splits, recipe, amp)
+    assert captured.capture() is None
+    for a, b in zip(eager.model.state_dict().values(), captured.model.state_dict().values()):
+        assert torch.equal(a, b), "capturing left a trace in the weights"
+    losses = [[], []]
+    for epoch in range(3):
+        for step, seen in ((eager, losses[0]), (captured, losses[1])):
+            step.start_epoch(epoch, [recipe.lr] * step.steps)
+            for _ in range(min(7, step.steps)):
+                step()
+            seen.append(float(step.totals[0]))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=tolerance)
+
+
+class Recorder(nn.Module):
+    """A linear classifier that keeps a copy of what it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 32 * 32, 10)
+        self.register_buffer("seen", torch.zeros(50, 3, 32, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.copy_(x)
+        return self.fc(x.flatten(1))
+
+
+def test_every_replay_draws_fresh_augmentation(splits):
+    step = make_step(splits, model=Recorder().cuda())
+    assert step.capture() is None
+    step.start_epoch(1, [0.0] * step.steps)
+    step.order.copy_(step.order[:1].expand_as(step.order).clone())  # the same images in every step
+    views = []
+    for _ in range(4):
+        step()
+        views.append(step.model.seen.clone())
+    for i in range(4):
+        for j in range(i):
+            assert not torch.allclose(views[i], views[j])
+    step.start_epoch(1, [0.0] * step.steps)
+    step.order.copy_(step.order[:1].expand_as(step.order).clone())
+    step()
+    assert torch.equal(step.model.seen, views[0]), "the same seed must give the same augmentation"
+
+
+def test_dropout_is_fresh_in_every_replay(splits):
+    step = make_step(splits, replace(SMALL, model="se_resnet18", stem="imagenet", lr=0.0), spec=Augmentation())
+    assert step.capture() is None
+    step.start_epoch(1, [0.0] * step.steps)
+    step.order.copy_(step.order[:1].expand_as(step.order).clone())
+    losses = []
+    for _ in range(4):
+        before = float(step.totals[0])
+        step()
+        losses.append(float(step.totals[0]) - before)
+    assert len({round(loss, 3) for loss in losses}) > 1
+
+
+def test_learning_rate_is_obeyed_inside_the_graph(splits):
+    step = make_step(splits, replace(SMALL, momentum=0.0))
+    assert step.capture() is None
+    step.start_epoch(0, [0.0, 0.1] + [0.0] * (step.steps - 2))
+    weight = step.model.head.weight
+    start = weight.detach().clone()
+    step()
+    assert torch.equal(weight, start)
+    step()
+    moved = weight.detach().clone()
+    assert not torch.equal(moved, start)
+    step()
+    assert torch.equal(weight, moved)
+    assert [float(group["lr"]) for group in step.optimizer.param_groups] == [0.0] * len(step.optimizer.param_groups)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_freeze_and_unfreeze_moves_the_backbone(splits, compiled):
+    model = models.build("improved_cnn").to("cuda", memory_format=torch.channels_last)
+    if compiled:
+        model.compile()
+    before = copy.deepcopy(model.state_dict())
+    models.freeze_all_but(model, "head")
+    for frozen in (True, False):
+        model.requires_grad_(not frozen)
+        model.head.requires_grad_(True)
+        step = make_step(splits, model=model)
+        assert step.capture() is None
+        step.start_epoch(0, [0.01] * step.steps)
+        for _ in range(3):
+            step()
+        still = {key for key in before if torch.equal(before[key], model.state_dict()[key])}
+        assert still == ({key for key in before if not key.startswith("head")} if frozen else set())
+
+
+def test_fp16_skips_the_update_on_overflow(splits):
+    step = make_step(splits, amp=torch.float16)
+    assert step.capture() is None
+    step.start_epoch(0, [0.01] * step.steps)
+    step()
+    before = [p.detach().clone() for p in step.model.parameters()]
+    step.scaler._scale.fill_(1e38)
+    step()
+    assert all(torch.equal(a, b) for a, b in zip(before, step.model.parameters()))
+    assert float(step.scaler._scale) == pytest.approx(5e37)
+    step.scaler._scale.fill_(1024.0)
+    step()
+    assert not torch.equal(before[0], next(step.model.parameters()))
+
+
+def test_captured_evaluation_equals_eager(splits):
+    model = models.build("efficientnet_b2").to("cuda", memory_format=torch.channels_last).train()
+    prepare = engine.Preprocess(splits.mean, splits.std, 2, Augmentation(), torch.device("cuda"))
+    forward = engine.captured_forward(model, prepare, torch.bfloat16, splits.val.images[:40])
+    assert model.training
+    eager = engine.predict(model, splits.val.images, prepare, 40, torch.bfloat16)  # 100 images: two full batches and a short one
+    captured = engine.predict(model, splits.val.images, prepare, 40, torch.bfloat16, forward=forward)
+    torch.testing.assert_close(captured, eager, rtol=2e-2, atol=2e-2)
+    with torch.no_grad():
+        model._fc.bias.add_(5)
+    moved = engine.predict(model, splits.val.images, prepare, 40, torch.bfloat16, forward=forward)
+    torch.testing.assert_close(moved, captured + 5, rtol=2e-2, atol=5e-2)
+
+
+def test_a_step_that_cannot_be_captured_stays_eager(splits):
+    class Syncing(Recorder):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            float(x.sum())
+            return super().forward(x)
+
+    step = make_step(splits, model=Syncing().cuda())
+    problem = step.capture()
+    assert problem and "\n" not in problem and step.graph is None
+    step.start_epoch(0, [0.01] * step.steps)
+    step()
+    assert float(step.totals[0]) > 0
+
+
+def test_non_finite_loss_is_found_after_the_epoch(splits):
+    step = make_step(splits)
+    assert step.capture() is None
+    with pytest.raises(Exception, match="not finite in epoch 1/1, step"):
+        engine.train_one_epoch(step, 0, [1e30] * step.steps, lambda where: None, "Epoch 1/1")
+
+
+def test_cpu_and_gpu_agree_on_a_step(splits):
+    recipe = replace(SMALL, model="simple_cnn")
+    gpu = make_step(splits, recipe, spec=Augmentation())
+    torch.manual_seed(0)
+    cpu_splits = splits.to("cpu")
+    model = models.build("simple_cnn").to(memory_format=torch.channels_last)
+    model.load_state_dict({k: v.cpu() for k, v in gpu.model.state_dict().items()})
+    prepare = engine.Preprocess(splits.mean, splits.std, 1, Augmentation(), torch.device("cpu"))
+    cpu = engine.TrainStep(model, cpu_splits.train, prepare, engine.make_optimizer(model, recipe, torch.device("cpu")), 50)
+    for step in (gpu, cpu):
+        step.start_epoch(3, [0.01] * step.steps)
+        for _ in range(step.steps):
+            step()
+    assert torch.equal(gpu.order.cpu(), cpu.order)
+    np.testing.assert_allclose(gpu.totals.cpu()[0], cpu.totals[0], rtol=5e-3)
+
+
+def test_bf16_is_chosen_where_the_gpu_has_it():
+    expected = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
+    assert amp_dtype(Runtime(), pick_device(Runtime())) == expected
+
+
+def test_smoke_run_and_analysis_on_the_gpu(tmp_path):
+    for command in (["train_effnet.py", "--resize", "2", "--smoke", "--compile", "off"], ["analyze.py", "--ckpt", "best.pt", "--faithfulness", "50"]):
+        done = subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "eager steps" not in done.stdout and "eager evaluation" not in done.stdout
+
+
+def test_fit_on_the_gpu_learns(splits, tmp_path):
+    from common import runs
+
+    model = models.build("improved_cnn").to("cuda", memory_format=torch.channels_last)
+    prepare = engine.Preprocess(splits.mean, splits.std, 1, Augmentation(), torch.device("cuda"))
+    card = runs.card(models.architecture("improved_cnn", num_classes=10), splits, SMALL, splits.mean, splits.std, prepare.clean(splits.val.images[:4]).cpu(), {})
+    run = runs.Run(tmp_path, SMALL, card)
+    engine.fit(model, splits, Stage("train", 8, 0.02), SMALL, prepare, run, amp=torch.bfloat16)
+    assert run.history[-1]["train_loss"] < run.history[0]["train_loss"] - 0.3
+    runs.load_model(tmp_path / "best.pt", "cuda")
