@@ -34,7 +34,7 @@ DEFAULT = Recipe(
     random_erasing=0.2,
 )
 RECIPES = {"default": DEFAULT, "report": replace(DEFAULT, batch_size=64, bn_momentum=0.01, decay_all=True)}
-SMOKE = dict(synthetic=True, pretrained=False, train_limit=1200, val_size=200, head_epochs=1, epochs=4, lr=2e-3, batch_size=60)
+SMOKE = dict(synthetic=True, pretrained=False, train_limit=600, val_size=200, head_epochs=1, epochs=4, lr=2e-3, batch_size=30)
 FLAGS = ("resize", "head_epochs", "head_lr", "label_smoothing", "random_erasing", "patience", "weights", "pretrained")
 
 

@@ -188,12 +188,13 @@ def ablation(rows: Sequence[Mapping[str, object]], curves: Mapping[str, Sequence
                     continue
                 whiskers = None if low is None else [[value - low], [high - value]]
                 axes.barh(y, value, 0.62, color=colors[row["arm"]], xerr=whiskers, error_kw={"capsize": 3, "lw": 1.2})
-                inside = axes is accuracy
-                axes.annotate(f"{value:+.2f}" if not inside else f"{value:.2f}", (0 if inside else value, y), (5 if inside or value >= 0 else -5, 0),
-                              textcoords="offset points", va="center", ha="left" if inside or value >= 0 else "right", fontsize=8,
-                              color="white" if inside else "black", fontweight="bold" if inside else None)
-            axes.set(yticks=range(len(rows)), yticklabels=names if axes is accuracy else [], xlabel=label)
-            axes.invert_yaxis()
+                if axes is accuracy:
+                    axes.annotate(f"{value:.2f}", (0, y), (5, 0), textcoords="offset points", va="center", color="white", fontsize=8, fontweight="bold")
+                else:
+                    end, side = (high if high is not None else value, 1) if value >= 0 else (low if low is not None else value, -1)
+                    axes.annotate(f"{value:+.2f}", (end, y), (6 * side, 0), textcoords="offset points", va="center", fontsize=8,
+                                  ha="left" if side > 0 else "right")
+            axes.set(yticks=range(len(rows)), yticklabels=names if axes is accuracy else [], xlabel=label, ylim=(len(rows) - 0.5, -0.5))
             axes.grid(axis="y", visible=False)
         effect.axvline(0, color="black", lw=0.8)
         effect.margins(x=0.22)
