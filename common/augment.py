@@ -86,12 +86,16 @@ def warp(images: torch.Tensor, dy: torch.Tensor, dx: torch.Tensor, flip: torch.T
         degrees: (N,) float32.
         size: height and width of the result in pixels.
     """
-    n, _, side, _ = images.shape
-    angle = degrees * (math.pi / 180)
+    side = images.shape[-1]
+    angle = (degrees * (math.pi / 180)).view(-1, 1, 1)
     cos, sin = torch.cos(angle), torch.sin(angle)
-    mirror = 1 - 2 * flip.to(images.dtype)
-    theta = torch.stack([cos * mirror, -sin * mirror, 2 * dx / side, sin, cos, 2 * dy / side], 1).view(n, 2, 3)
-    grid = F.affine_grid(theta, [n, 1, size, size], align_corners=False)
+    mirror = (1 - 2 * flip.to(images.dtype)).view(-1, 1, 1)
+    x = (2 * torch.arange(size, device=images.device, dtype=images.dtype) + 1) / size - 1  # pixel centres in [-1, 1]
+    y = x[:, None]
+    # Written out, since F.affine_grid is a matrix product and TF32 would shift pixels.
+    columns = mirror * (cos * x - sin * y) + (2 / side) * dx.view(-1, 1, 1)
+    rows = sin * x + cos * y + (2 / side) * dy.view(-1, 1, 1)
+    grid = torch.stack([columns, rows], -1)
     inside = (grid.abs() <= 1).all(-1).unsqueeze(1)
     # Border padding and a hard mask: the edge stays as bright as F.interpolate leaves it, so train and val agree there.
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False) * inside
@@ -99,7 +103,8 @@ def warp(images: torch.Tensor, dy: torch.Tensor, dx: torch.Tensor, flip: torch.T
 
 def luma(images: torch.Tensor) -> torch.Tensor:
     """(N, 1, H, W) luminance of (N, 3, H, W) images."""
-    return (images * images.new_tensor(GREY).view(3, 1, 1)).sum(1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return GREY[0] * red + GREY[1] * green + GREY[2] * blue  # plain numbers: a tensor made here would be a copy to the device
 
 
 def color_jitter(images: torch.Tensor, brightness: torch.Tensor, contrast: torch.Tensor, saturation: torch.Tensor) -> torch.Tensor:
@@ -139,7 +144,7 @@ def erase_box(u: torch.Tensor, probability: float, size: int) -> tuple[torch.Ten
     width = (area / ratio).sqrt().round().clamp(1, size - 1)
     top = (u[3] * (size - height + 1)).floor()
     left = (u[4] * (size - width + 1)).floor()
-    height = torch.where(u[0] < probability, height, 0)
+    height = height * (u[0] < probability)
     return top.long(), left.long(), height.long(), width.long()
 
 

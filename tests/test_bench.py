@@ -1,0 +1,41 @@
+"""The bench measures what it says: every variant runs, ratios follow from rates, bounds from counts."""
+import json
+import statistics
+
+import pytest
+
+from common import bench
+from common.config import Runtime
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory):
+    """The JSON of a very short session on SimpleCNN."""
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    session = bench._Bench(bench.Options(quick=True, json=str(path)), Runtime(device="cpu"))
+    session.turns, session.seconds = 2, 0.05
+    session.run(["simple_cnn"], [50])
+    return json.loads(path.read_text())
+
+
+def test_every_variant_of_a_cpu_is_measured(measured):
+    assert [r["variant"] for r in measured["results"]] == ["train plain", "train ours eager", "data plain", "data ours", "eval plain", "eval ours"]
+    assert all(len(r["samples"]) == 2 and min(r["samples"]) > 0 and r["cold_seconds"] > 0 for r in measured["results"])
+    assert {"hardware", "torch", "git_commit"} <= measured["environment"].keys()
+
+
+def test_figures_are_medians_and_ratios_of_them(measured):
+    rates = {r["variant"]: r["images_per_s"] for r in measured["results"]}
+    for r in measured["results"]:
+        assert r["images_per_s"] == pytest.approx(statistics.median(r["samples"]))
+        assert r["ratio_to_plain"] == pytest.approx(r["images_per_s"] / rates[f"{r['variant'].split()[0]} plain"])
+
+
+def test_the_bound_counts_the_network(measured):
+    bound = measured["results"][0]["bound"]
+    convolutions = 2 * (9 * 3 * 32 * 1024 + 9 * 32 * 64 * 256 + 9 * 64 * 128 * 64) + 2 * (2048 * 512 + 512 * 10)
+    assert bound["flops"] == 3 * convolutions
+    values = (3 + 32) * 1024 + (32 + 64) * 256 + (64 + 128) * 64 + 2048 + 512 + 512 + 10
+    assert bound["bytes"] == 3 * 4 * values
+    machine = measured["machine"]
+    assert bound["images_per_s"] == pytest.approx(min(machine["flops_per_s"] / bound["flops"], machine["bytes_per_s"] / bound["bytes"]))
