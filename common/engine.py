@@ -265,18 +265,25 @@ def evaluate(model: nn.Module, split: Split, prepare: Preprocess, amp: torch.dty
     return float(F.cross_entropy(logits, split.labels)), float((logits.argmax(1) == split.labels).double().mean())
 
 
-def train_one_epoch(step: TrainStep, seed: int, lrs: list[float], check: Callable[[str], None], title: str) -> tuple[float, float]:
+def train_one_epoch(step: TrainStep, seed: int, lrs: list[float], check: Callable[[str], None], title: str,
+                    announce: Callable[[float], None] | None = None) -> tuple[float, float]:
     """(mean loss, top-1 fraction) over one epoch of steps, measured under augmentation, smoothing and dropout.
+
+    Args:
+        check: called after each step with where it was; raises to stop.
+        announce: on a CPU, called once with the seconds of a step, as soon as five are done.
 
     Raises:
         RunError: the loss became NaN or infinite; names the step.
         Interrupted: a signal came; the step under way is finished first.
     """
     step.start_epoch(seed, lrs)
-    on_cpu = step.device.type == "cpu"
+    on_cpu, start = step.device.type == "cpu", time.perf_counter()
     for i in tqdm(range(step.steps), title, unit="step", leave=False, disable=None):
         step()
         check(f"in {title.lower()}, step {i + 1}")
+        if on_cpu and announce and i == 4:
+            announce((time.perf_counter() - start) / 5)
         if on_cpu and step.totals[2] >= 0:  # free on a CPU; on a GPU the only read-back is the one after the epoch
             break
     loss, correct, bad = step.totals.tolist()
@@ -342,7 +349,8 @@ def _epochs(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prep
         start = time.perf_counter()
         set_train_mode(model)
         lrs = epoch_lrs(stage, epoch, step.steps)
-        train_loss, train_top1 = train_one_epoch(step, seed_epoch(recipe.seed, number), lrs, check, f"Epoch {number}/{total}")
+        announce = (lambda seconds: _announce(seconds * step.steps * (stage.epochs - done), step.device)) if epoch == done else None
+        train_loss, train_top1 = train_one_epoch(step, seed_epoch(recipe.seed, number), lrs, check, f"Epoch {number}/{total}", announce)
         train_seconds = time.perf_counter() - start
         val_loss, val_top1 = evaluate(model, splits.val, prepare, amp, forward)
         seconds, rate = time.perf_counter() - start, step.steps * step.batch_size / train_seconds
@@ -356,13 +364,13 @@ def _epochs(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prep
         if stop:
             print(f"stopped early: no better val accuracy for {stage.patience} epochs")
             return
-        if epoch == done and epoch + 1 < stage.epochs:
-            _announce(seconds, stage.epochs - done - 1, step.device)
+        if epoch == done and epoch + 1 < stage.epochs and step.device.type != "cpu":
+            _announce(seconds * (stage.epochs - done - 1), step.device)
         check(f"after epoch {number}")
 
 
-def _announce(seconds: float, epochs: int, device: torch.device) -> None:
-    """Say how long the stage will take, and on a slow machine how to make it shorter."""
-    left = seconds * epochs
+def _announce(left: float, device: torch.device) -> None:
+    """Say how long the stage will take (`left` in seconds), and on a slow machine how to make it shorter."""
     hint = "; a CPU is slow for this: --smoke shows the whole path, --train-limit N trains on fewer images" if device.type == "cpu" and left > 1800 else ""
-    print(f"about {left / 3600:.1f} h left in this stage{hint}" if left > 5400 else f"about {left / 60:.1f} min left in this stage{hint}", flush=True)
+    shown = f"{left / 3600:.1f} h" if left > 5400 else f"{left / 60:.1f} min" if left > 90 else f"{left:.0f} s"
+    print(f"about {shown} of training left in this stage{hint}", flush=True)

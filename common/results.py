@@ -109,21 +109,28 @@ def table(found: list[Found]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def publish(found: list[Found], target: Path) -> None:
-    """Copy each run's small files below `target` and write `target`/README.md."""
-    text = ["# Measured results", "", "Written by `python -m common.results`; every number comes from the files beside it.", "", table(found), "## Runs", ""]
+def copy(found: list[Found], target: Path) -> None:
+    """Copy each run's small files to `target`/<script>/<name>/; a run of the same name there is replaced."""
     for run in found:
         place = target / run.script / run.folder.name
         place.mkdir(parents=True, exist_ok=True)
         for name in COPIED:
             shutil.copyfile(run.folder / name, place / name)
-        here, versions = place.relative_to(target), run.result["versions"]
+
+
+def overview(found: list[Found], target: Path) -> str:
+    """`target`/README.md: the table, and a section for each run with its diagnosis and curves."""
+    about = target / "about.md"  # what no file of a run knows: the state of the data, who shared the machine
+    text = ["# Measured results", "", "Written by `python -m common.results`; every number comes from the files beside it.", "",
+            *([about.read_text()] if about.is_file() else []), table(found), "## Runs", ""]
+    for run in found:
+        here, versions = run.folder.relative_to(target), run.result["versions"]
         text += [f"### {run.script} / {run.folder.name}", "", f"{run.result['source']}; test {run.result['test_top1']:.2%}, 95 % interval "
                  f"{run.result['test_interval_95'][0]:.2%} to {run.result['test_interval_95'][1]:.2%}; val {run.result['val_top1']:.2%} at epoch "
                  f"{run.result['best_epoch']}; seed {run.recipe['seed']}; {versions['hardware']}, Python {versions['python']}, torch {versions['torch']}, "
                  f"commit {versions['git_commit']}.", "", *(f"- {sentence}" for sentence in run.result["diagnosis"]), "",
-                 f"![curves]({here}/curves.png) [history]({here}/history.csv) · [result]({here}/result.json) · [recipe]({here}/recipe.json)", ""]
-    write_text(target / "README.md", "\n".join(text))
+                 f"![curves]({here}/curves.png)", "", f"[history]({here}/history.csv) · [result]({here}/result.json) · [recipe]({here}/recipe.json)", ""]
+    return "\n".join(text)
 
 
 def fill_readme(readme: Path, found: list[Found]) -> None:
@@ -143,8 +150,10 @@ def main() -> None:
     found = find(given.runs)
     if not found:
         raise InputError(f"no finished run in {given.runs}: train first, or give another folder")
-    publish(found, given.target)
-    fill_readme(Path("README.md"), find(given.target))
+    copy(found, given.target)
+    published = find(given.target)
+    write_text(given.target / "README.md", overview(published, given.target))
+    fill_readme(Path("README.md"), published)
     print(f"{len(found)} runs published in {given.target}")
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import train_baseline
 from analyze import Options, analyze
-from common import analysis, data, plots, synthetic
+from common import analysis, data, figures, plots, synthetic
 from common.augment import Augmentation
 from common.config import Recipe, Runtime
 from common.engine import Preprocess
@@ -30,7 +30,7 @@ from common.files import read_checkpoint, sha256
 from common.gradcam import grad_cam
 from tests.conftest import ROOT, write_image
 
-TINY = replace(train_baseline.DEFAULT, epochs=1, lr=1e-2, batch_size=50)
+TINY = replace(train_baseline.DEFAULT, model="improved_cnn", epochs=2, lr=1e-2, batch_size=10)
 FIGURES = ("confusion", "per_class", "reliability", "errors", "gradcam_right", "gradcam_wrong", "faithfulness")
 
 
@@ -146,46 +146,60 @@ def test_the_report_stands_alone_and_shows_the_numbers_of_analysis_json(analysed
     assert "Synthetic: these images are drawn" in page and "Claims of" not in page
 
 
-def test_the_same_command_writes_the_same_folder_and_another_one_a_new_folder(cifar: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No figures: they take most of the time of a small analysis."""
+    for name in ("confusion", "class_bars", "reliability", "error_gallery", "cam_grid", "cam_pairs", "faithfulness"):
+        monkeypatch.setattr(figures, name, lambda *_, **__: None)
+
+
+def test_the_same_command_writes_the_same_bytes_and_the_checkpoint_stays(cifar: tuple[Path, Path], tmp_path: Path) -> None:
+    (ckpt, tree), moved = cifar, tmp_path / "moved.pt"
+    before = sha256(shutil.copy(ckpt, moved))
+    place = Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path))
+    folder = analyze(Options(str(moved), faithfulness=2, open_errors=3), place)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert folder == tmp_path / "analyze" / "improved_cnn-seed0" and "report.html" in files and len(strict(folder / "analysis.json")["gallery"]) == 3
+    assert analyze(Options(str(moved), faithfulness=2, open_errors=3), place) == folder
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+    assert sha256(moved) == sha256(ckpt) == before
+    assert "Claims of the first study" in (folder / "report.html").read_text()
+
+
+def test_another_analysis_never_overwrites_one(cifar: tuple[Path, Path], tmp_path: Path, undrawn: None) -> None:
     ckpt, tree = cifar
-    before = sha256(ckpt)
-    run = lambda runtime=Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path)), **options: analyze(  # noqa: E731
-        Options(str(ckpt), faithfulness=2, **options), runtime)
-    first = run()
-    files = {path.name: path.read_bytes() for path in first.iterdir()}
-    assert first == tmp_path / "analyze" / "simple_cnn-seed0" and run() == first
-    assert {path.name: path.read_bytes() for path in first.iterdir()} == files
-    assert [run(seed=1).name, run(seed=1).name, run(split="val").name] == ["simple_cnn-seed0-2", "simple_cnn-seed0-2", "simple_cnn-seed0-val"]
-    moved = tmp_path / "moved.pt"
-    shutil.copy(ckpt, moved)
-    assert analyze(Options(str(moved), faithfulness=2), Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path))) == first
-    named = Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path), run_name="mine")
-    assert run(named) == run(named) == tmp_path / "analyze" / "mine"
-    with pytest.raises(InputError, match="holds something else: choose another --name"):
-        run(named, seed=1)
-    assert sha256(ckpt) == before
+
+    def name(given: str | None = None, **options: object) -> str:
+        """Folder name of one more analysis."""
+        place = Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path), run_name=given)
+        return analyze(Options(str(ckpt), limit=6, faithfulness=2, **options), place).name
+
+    assert [name(), name(seed=1), name(seed=1), name(), name(split="val")] == [
+        "improved_cnn-seed0", "improved_cnn-seed0-2", "improved_cnn-seed0-2", "improved_cnn-seed0", "improved_cnn-seed0-val"]
+    assert name("mine") == name("mine") == "mine"
+    with pytest.raises(InputError, match="mine holds something else: choose another --name"):
+        name("mine", seed=1)
 
 
-def test_val_is_the_split_that_training_held_out(cifar: tuple[Path, Path], drawn: Path, tmp_path: Path) -> None:
+def test_val_is_the_split_that_training_held_out(cifar: tuple[Path, Path], tmp_path: Path, undrawn: None) -> None:
     ckpt, tree = cifar
     folder = analyze(Options(str(ckpt), split="val", faithfulness=2), Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path)))
     held = data.load_splits(TINY, Runtime(data_dir=str(tree))).val.index.tolist()
     assert [int(row["index"]) for row in table(folder / "predictions.csv")] == held
     result = strict(folder / "analysis.json")
     assert result["top1"] == pytest.approx(read_checkpoint(ckpt)["metrics"]["val_top1"]) and result["is_cifar10"]
-    assert "Claims of the first study" in (folder / "report.html").read_text()
 
 
-def test_a_few_images_give_no_interval_rather_than_a_wrong_one(cifar: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [1, 7])
+def test_one_image_gives_no_interval_rather_than_a_wrong_one(limit: int, cifar: tuple[Path, Path], tmp_path: Path) -> None:
     ckpt, tree = cifar
-    for limit in (1, 7):
-        folder = analyze(Options(str(ckpt), limit=limit, layer="blocks.0"), Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path)))
-        result = strict(folder / "analysis.json")
-        assert result["images"] == len(table(folder / "predictions.csv")) == limit and result["faithfulness"]["images"] == limit
-        assert result["gradcam"] == {"layer": "blocks.0", "map": [32, 16, 16], "input_size": 32, "chosen": True}
-        area = result["faithfulness"]["areas"]["gradcam"]["deletion"]
-        assert (area["low"] is None) == (limit == 1) and area["n"] == limit
-    assert "asked for" in (folder / "report.html").read_text()
+    folder = analyze(Options(str(ckpt), limit=limit, layer="blocks.0"), Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path)))
+    result = strict(folder / "analysis.json")
+    assert result["images"] == len(table(folder / "predictions.csv")) == result["faithfulness"]["images"] == limit
+    assert result["gradcam"] == {"layer": "blocks.0", "map": [32, 16, 16], "input_size": 32, "chosen": True}
+    area = result["faithfulness"]["areas"]["gradcam"]["deletion"]
+    assert (area["low"] is None) == (limit == 1) and area["n"] == limit
+    assert "as asked for" in (folder / "report.html").read_text()
 
 
 class Halves(nn.Module):
@@ -208,7 +222,7 @@ def test_halves_finds_the_half_that_decides() -> None:
     # both maps follow the brightness (their channel weights are constant): 255 below against 51 above
     assert found["images"] == 130 and found["heat_below"]["predicted"]["n"] == 130
     assert found["heat_below"]["predicted"]["mean"] == pytest.approx(5 / 6, abs=0.03) and found["heat_below"]["difference"]["mean"] == pytest.approx(0, abs=1e-6)
-    whole, without_lower, without_upper = (torch.tensor([4 * a, 4 * b]).softmax(0)[1].item() for a, b in ((0.2, 1), (0.2, 0), (0, 1)))
+    whole, without_lower, without_upper = (torch.tensor([4 * a, 4 * b]).softmax(0)[1].item() for a, b in ((0.2, 1.0), (0.2, 0.0), (0.0, 1.0)))
     assert found["drop"]["lower"]["mean"] == pytest.approx(whole - without_lower, abs=1e-6)
     assert found["drop"]["upper"]["mean"] == pytest.approx(whole - without_upper, abs=1e-6)
     empty = analysis.halves(partial(analysis.heat_maps, model, "look", prepare), model, prepare, images[:0], 0, 1)
@@ -338,13 +352,13 @@ def answers(drawn: Path, cifar: tuple[Path, Path], tmp_path_factory: pytest.Temp
         "resize": saved("resize.pt", {**card, "resize": 2}), "mean": saved("mean.pt", {**card, "mean": (0.5,)}),
         "--data-dir": ["--ckpt", str(drawn), "--data-dir", str(tree)], "no data": [*real, str(home / "nothing"), "--offline"],
         "fewer classes": [*real, str(few)], "another size": [*real, str(small)], "another split": [*real, str(other), "--split", "val"],
-        "too little data": [*valued, "--data-dir", str(few)], "layer": ["--ckpt", str(drawn), "--layer", "blocks.9"],
+        "too little data": [*valued, "--data-dir", str(tree)], "layer": ["--ckpt", str(drawn), "--layer", "blocks.9"],
         "--limit": ["--ckpt", str(drawn), "--limit", "0"], "--split": ["--split", "train"], "--device": ["--ckpt", str(drawn), "--device", "cuda"],
         **{f"bit {i}": file(f"bit{i}.pt", flipped(whole, at)) for i, at in enumerate(places(drawn, 24))},
     }  # fmt: skip
     assert lines.keys() == BAD.keys()
     done = subprocess.run([sys.executable, "-c", DRIVER, str(ROOT / "analyze.py"), json.dumps(list(lines.values()))], cwd=home, capture_output=True,
-                          text=True, timeout=300, env={**os.environ, "XDG_CACHE_HOME": str(home / "cache"), "CUDA_VISIBLE_DEVICES": ""})
+                          text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(home / "cache"), "CUDA_VISIBLE_DEVICES": ""})
     assert done.returncode == 0, done.stderr
     return dict(zip(lines, json.loads(done.stdout), strict=True)), victim
 
