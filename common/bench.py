@@ -36,6 +36,7 @@ class Options:
 
 
 def main() -> int:
+    """Measure what the command line asks for; 0."""
     parser = Parser(prog="python -m common.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, Options())
     add_flags(parser, Runtime(), ("device", "amp"))

@@ -143,6 +143,7 @@ def fill_readme(readme: Path, found: list[Found]) -> None:
 
 
 def main() -> None:
+    """Publish the runs that the command line names."""
     parser = Parser(prog="python -m common.results", description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, help="folder of the run folders")
     parser.add_argument("target", type=Path, help="where to publish, as docs/results")

@@ -30,7 +30,7 @@ from common.files import read_checkpoint, sha256
 from common.gradcam import grad_cam
 from tests.conftest import ROOT, write_image
 
-TINY = replace(train_baseline.DEFAULT, model="improved_cnn", epochs=2, lr=1e-2, batch_size=10)
+TINY = replace(train_baseline.DEFAULT, model="improved_cnn", epochs=2, lr=1e-2, batch_size=25)
 FIGURES = ("confusion", "per_class", "reliability", "errors", "gradcam_right", "gradcam_wrong", "faithfulness")
 
 

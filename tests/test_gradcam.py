@@ -323,6 +323,19 @@ def test_named_maps_and_the_default_layer() -> None:
         default_layer(model, 3)
 
 
+@pytest.mark.parametrize(("network", "size", "layer"), [
+    ("simple_cnn", 32, "blocks.2"), ("improved_cnn", 32, "blocks.2"), ("se_resnet18", 32, "layer4"), ("efficientnet_b2", 64, "_blocks.15"),
+    ("efficientnet_b2", 32, "_blocks.7")])
+def test_the_default_layer_is_a_whole_block(network: str, size: int, layer: str) -> None:
+    """At 64 px B2's last 4x4 map is the expansion inside block 16, whose own output is 2x2: block 15 is taken."""
+    model = build(network)
+    assert default_layer(model, size) == layer and min(named_maps(model, size)[layer][1:]) == 4
+
+
+def test_the_imagenet_stem_leaves_a_4x4_map_after_layer2() -> None:
+    assert default_layer(build("se_resnet18", stem="imagenet"), 32) == "layer2"
+
+
 class Corner(nn.Module):
     """Looks at nothing but the mean of the 4x4 pixels at the top left; two classes."""
 

@@ -60,7 +60,7 @@ def test_only_the_allowed_packages():
     import sys
     for path in [*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py")]:
         outside = {found.split(".")[0] for found in imports(path)} - set(sys.stdlib_module_names) - {"common", "train_effnet"}
-        assert outside <= ALLOWED_PACKAGES | {"triton", "packaging"}, path  # the last two only where torch brought them
+        assert outside <= ALLOWED_PACKAGES | {"triton", "PIL"}, path  # the last two come with torch and torchvision
 
 
 @pytest.mark.parametrize("name", MODULES)
