@@ -55,13 +55,14 @@ class _Bench:
 
         from common import data, runtime as rt, synthetic
 
-        self.options, self.device = options, rt.set_up(runtime, seed=0)
-        self.amp, self.cuda, self.torch = rt.amp_dtype(runtime, self.device), self.device.type == "cuda", torch
+        self.options, self.device, self.torch = options, rt.set_up(runtime, seed=0), torch
+        self.cuda, self.amp = self.device.type == "cuda", None
+        self.pick_amp = lambda name: rt.amp_dtype(runtime, self.device, name)
         self.turns, self.seconds = (2, 1.0) if options.quick else (5, 2.0 if self.cuda else 4.0)
         drawn = synthetic.draw(IMAGES // 10, seed=0)
         self.splits = data.make_splits(*drawn, *synthetic.draw(50, seed=1), tuple(synthetic.CLASSES), "synthetic", val_size=1000).to(self.device)
         self.arrays = drawn
-        self.report: dict[str, Any] = {"environment": rt.environment(self.device), "machine": self.machine(), "results": []}
+        self.report: dict[str, Any] = {"environment": rt.environment(self.device), "machine": {}, "results": []}
 
     def sync(self) -> None:
         """Wait for the device, so that a clock read after it counts finished work."""
@@ -89,9 +90,8 @@ class _Bench:
 
     def run(self, names: list[str], batch_sizes: list[int] | None) -> int:
         """Measure and print; 0."""
-        env, machine = self.report["environment"], self.report["machine"]
-        print(f"{env['hardware']}, torch {env['torch']}; matrix product {machine['flops_per_s'] / 1e12:.2f} TFLOP/s, "
-              f"copy {machine['bytes_per_s'] / 1e9:.1f} GB/s")
+        env = self.report["environment"]
+        print(f"{env['hardware']}, torch {env['torch']}")
         for name in names:
             for batch_size in batch_sizes or ([125, 500, 1000] if self.cuda else [125]):
                 self.case(name, batch_size)
@@ -101,9 +101,15 @@ class _Bench:
 
     def case(self, name: str, batch_size: int) -> None:
         """All variants of one network at one batch size."""
-        recipe = self.recipe(name, batch_size)
-        bound = self.bound(name, recipe)
-        print(f"\n{name}, batch {batch_size}, {32 * recipe.resize} px; bound {bound['images_per_s']:,.0f} img/s "
+        recipe, self.amp = self.recipe(name, batch_size), self.pick_amp(name)
+        precision = str(self.amp or self.torch.float32).removeprefix("torch.")
+        machines = self.report["machine"]
+        if precision not in machines:
+            machines[precision] = self.machine()
+        machine = machines[precision]
+        bound = self.bound(name, recipe, machine)
+        print(f"\n{name}, batch {batch_size}, {32 * recipe.resize} px, ours in {precision} (matrix product {machine['flops_per_s'] / 1e12:.2f} TFLOP/s, "
+              f"copy {machine['bytes_per_s'] / 1e9:.0f} GB/s); bound {bound['images_per_s']:,.0f} img/s "
               f"({bound['flops'] / 1e9:.3f} GFLOP and {bound['bytes'] / 1e6:.1f} MB an image)", flush=True)
         variants: dict[str, Iterator[None]] = {}
         cold, memory = {}, {}
@@ -132,7 +138,7 @@ class _Bench:
             share = f"{rate / bound['images_per_s']:>9.1%}" if kind == "train" else " " * 9
             print(f"  {label:<22}{rate:>11,.0f}{f'{min(samples):,.0f}-{max(samples):,.0f}':>20}{1e3 * batch_size / rate:>10.2f}"
                   f"{rate / plain[kind]:>9.2f}{share}{cold[label]:>8.2f}", flush=True)
-            self.report["results"].append({"model": name, "batch_size": batch_size, "variant": label, "images_per_s": rate, "samples": samples,
+            self.report["results"].append({"model": name, "batch_size": batch_size, "variant": label, "precision": precision, "images_per_s": rate, "samples": samples,
                                            "ratio_to_plain": rate / plain[kind], "cold_seconds": cold[label], "peak_bytes": memory[label], "bound": bound})
         variants.clear()
 
@@ -159,7 +165,7 @@ class _Bench:
         return Recipe(model=name, batch_size=batch_size, resize=MODELS[name], bn_momentum=0.01 if name == "efficientnet_b2" else 0.1,
                       dropout=0.3 if name == "efficientnet_b2" else 0.5, **(large if name == "efficientnet_b2" else small))
 
-    def bound(self, name: str, recipe: Any) -> dict[str, float]:
+    def bound(self, name: str, recipe: Any, machine: dict[str, float]) -> dict[str, float]:
         """Images/s that the machine's measured peaks allow: training FLOPs, and bytes if all but convolutions were fused away.
 
         Forward once and backward twice for FLOPs; each convolution and linear layer moves its input and output once
@@ -183,7 +189,7 @@ class _Bench:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.zeros(1, 3, 32 * recipe.resize, 32 * recipe.resize, device=self.device))
         flops, size = 3 * counter.get_total_flops(), 4 if self.amp is None else 2
-        traffic, machine = 3 * moved * size, self.report["machine"]
+        traffic = 3 * moved * size
         return {"flops": flops, "bytes": traffic, "images_per_s": min(machine["flops_per_s"] / flops, machine["bytes_per_s"] / traffic)}
 
     def variants(self, recipe: Any) -> dict[str, Callable[[], Iterator[None]]]:

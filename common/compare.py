@@ -29,7 +29,7 @@ def measure_cost(folder: Path, runtime: Runtime, quick: bool = False) -> None:
     model, checkpoint = load_model(folder / "best.pt", device)
     size = checkpoint["image_size"] * checkpoint["resize"]
     write_json(folder / "cost.json", cost.measure(model, (3, size, size), checkpoint["recipe"]["batch_size"], device,
-                                                  amp_dtype=amp_dtype(runtime, device), memory_format=torch.channels_last, quick=quick))
+                                                  amp_dtype=amp_dtype(runtime, device, checkpoint["arch"]["name"]), memory_format=torch.channels_last, quick=quick))
 
 
 def collect(study: Path, arms: Sequence[str], seeds: Sequence[int], control: str) -> dict[str, Any]:

@@ -86,7 +86,7 @@ class Runtime:
     data_dir: str | None = option(None, "official batches or a class-folder tree (default: $CIFAR10_DIR, else ./data)", "data")
     offline: bool = option(False, "never download", "data")
     device: str = option("auto", "where to train", "runtime", choices=("auto", "cuda", "cpu"))
-    amp: str = option("auto", "mixed precision; auto: bf16 where the GPU has it, else fp16; off on a CPU", "runtime", choices=("auto", "bf16", "fp16", "off"))
+    amp: str = option("auto", "mixed precision; auto: bf16 where the hardware has it (not for B2 on a CPU), else fp16 on a GPU, off on a CPU", "runtime", choices=("auto", "bf16", "fp16", "off"))
     compile: str = option("auto", "torch.compile; auto: on a GPU when the run is long enough to repay it", "runtime", choices=("auto", "on", "off"))
     deterministic: bool = option(False, "bit-identical repeats on the same machine, slower", "runtime")
     out: str = option("runs", "folder of the run folders", "runtime")

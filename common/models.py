@@ -33,7 +33,8 @@ class SimpleCNN(nn.Module):
         self.blocks = nn.ModuleList()
         for before, after in zip(widths, widths[1:]):
             norm = [nn.BatchNorm2d(after, momentum=bn_momentum)] if batch_norm else []
-            self.blocks.append(nn.Sequential(nn.Conv2d(before, after, 3, padding=1), *norm, nn.ReLU(), nn.MaxPool2d(2)))
+            # ReLU after the pool: both are monotone, so the function is the same, and ReLU has a quarter of the work.
+            self.blocks.append(nn.Sequential(nn.Conv2d(before, after, 3, padding=1), *norm, nn.MaxPool2d(2), nn.ReLU()))
         self.hidden = nn.Linear(widths[-1] * (input_size // 8) ** 2, 512)
         self.head = nn.Linear(512, num_classes)
 

@@ -46,8 +46,11 @@ def set_up(runtime: Runtime, seed: int) -> torch.device:
     return device
 
 
-def amp_dtype(runtime: Runtime, device: torch.device) -> torch.dtype | None:
-    """dtype of autocast, None for plain fp32.
+def amp_dtype(runtime: Runtime, device: torch.device, model: str) -> torch.dtype | None:
+    """dtype of autocast for a network, None for plain fp32.
+
+    `auto` on a CPU is bf16 where the processor computes in it, but for EfficientNet-B2, which gains nothing there: measured on an
+    EPYC with AVX512-BF16, 1.6 to 2.5 times as fast for the other three, 1.05 for B2.
 
     Raises:
         InputError: `--amp fp16` on a CPU.
@@ -56,9 +59,16 @@ def amp_dtype(runtime: Runtime, device: torch.device) -> torch.dtype | None:
         raise InputError("--amp fp16 needs a GPU: use --amp bf16 or --amp off on a CPU")
     if runtime.amp in ("bf16", "fp16"):
         return torch.bfloat16 if runtime.amp == "bf16" else torch.float16
-    if runtime.amp == "off" or device.type == "cpu":
+    if runtime.amp == "off":
         return None
+    if device.type == "cpu":
+        return torch.bfloat16 if model != "efficientnet_b2" and _cpu_has_bf16() else None
     return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
+    return any(getattr(torch.cpu, name, lambda: False)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
 
 
 def wants_compile(runtime: Runtime, device: torch.device, training_images: int) -> bool:

@@ -50,9 +50,9 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     """
     started = time.perf_counter()
     device = set_up(runtime, recipe.seed)
-    amp = amp_dtype(runtime, device)
+    amp = amp_dtype(runtime, device, recipe.model)
     splits = load_splits(recipe, runtime)
-    versions = environment(device)
+    versions = {**environment(device), "precision": str(amp or torch.float32).removeprefix("torch.")}
     size = splits.image_size * recipe.resize
     arch = models.architecture(recipe.model, num_classes=len(splits.classes), input_size=size, stem=recipe.stem, dropout=recipe.dropout,
                                bn_momentum=recipe.bn_momentum)
@@ -65,7 +65,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
         print(f"{folder} is finished: nothing to do")
         return None
     for line in [_describe_data(splits), *models.describe(model, size), origin, f"run folder: {folder}",
-                 f"{versions['hardware']}, torch {versions['torch']}, {str(amp or torch.float32).removeprefix('torch.')}"]:
+                 f"{versions['hardware']}, torch {versions['torch']}, {versions['precision']}"]:
         print(line)
     model.to(device, memory_format=torch.channels_last)
     splits = splits.to(device)
@@ -111,8 +111,8 @@ def finish(study: Study, publish: bool = True) -> dict[str, Any]:
     """
     run, splits, model = study.run, study.splits, study.model
     model.load_state_dict(run.best_weights)
-    clean_loss, clean_top1 = engine.evaluate(model, splits.train, study.prepare, amp=study.amp)
-    test_loss, test_top1 = engine.evaluate(model, splits.test, study.prepare, amp=study.amp)  # the only read of test
+    clean_loss, clean_top1 = engine.evaluate(model, splits.train, study.prepare)  # in fp32, as analyze.py does
+    test_loss, test_top1 = engine.evaluate(model, splits.test, study.prepare)  # the only read of test
     low, high = wilson_interval(round(test_top1 * len(splits.test)), len(splits.test))
     best = run.best
     words = diagnose(run.history, clean_train_top1=clean_top1, regularised=study.prepare.spec != Augmentation() or study.recipe.label_smoothing > 0)

@@ -12,7 +12,7 @@ from common.config import Runtime
 def measured(tmp_path_factory):
     """The JSON of a very short session on SimpleCNN."""
     path = tmp_path_factory.mktemp("bench") / "bench.json"
-    session = bench._Bench(bench.Options(quick=True, json=str(path)), Runtime(device="cpu"))
+    session = bench._Bench(bench.Options(quick=True, json=str(path)), Runtime(device="cpu", amp="off"))
     session.turns, session.seconds = 2, 0.05
     session.run(["simple_cnn"], [50])
     return json.loads(path.read_text())
@@ -37,5 +37,5 @@ def test_the_bound_counts_the_network(measured):
     assert bound["flops"] == 3 * convolutions
     values = (3 + 32) * 1024 + (32 + 64) * 256 + (64 + 128) * 64 + 2048 + 512 + 512 + 10
     assert bound["bytes"] == 3 * 4 * values
-    machine = measured["machine"]
+    machine = measured["machine"]["float32"]
     assert bound["images_per_s"] == pytest.approx(min(machine["flops_per_s"] / bound["flops"], machine["bytes_per_s"] / bound["bytes"]))

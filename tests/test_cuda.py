@@ -205,7 +205,7 @@ def test_cpu_and_gpu_agree_on_a_step(splits):
 
 def test_bf16_is_chosen_where_the_gpu_has_it():
     expected = torch.bfloat16 if torch.cuda.get_device_capability() >= (8, 0) else torch.float16
-    assert amp_dtype(Runtime(), pick_device(Runtime())) == expected
+    assert amp_dtype(Runtime(), pick_device(Runtime()), "efficientnet_b2") == expected
 
 
 def test_smoke_run_and_analysis_on_the_gpu(tmp_path):
