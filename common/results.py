@@ -82,9 +82,9 @@ def line(row: Row, runs: list[Found]) -> list[str]:
     seconds = sum(result["train_seconds"] for result in results) / len(results)
     rate = sum(result["images_per_s"] for result in results) / len(results)
     limit = f", {one.recipe['train_limit']:,} training images" if one.recipe["train_limit"] else ""
-    flags = f" --train-limit {one.recipe['train_limit']}" if limit else ""
-    if one.script == "train_effnet" and limit:
-        flags += f" --head-epochs {one.recipe['head_epochs']} --epochs {one.recipe['epochs']}"
+    shown = ("train_limit", "val_size", "head_epochs", "epochs", "lr") if limit else ()
+    flags = "".join(f" --{key.replace('_', '-')} {one.recipe[key]}" for key in shown
+                    if one.recipe[key] is not None and (key != "head_epochs" or one.script == "train_effnet"))
     versions = one.result["versions"]
     return [row.name + limit, row.report, f"{test.mean:.2f}{spread}", f"{val.mean:.2f}", str(len(one.history)), _duration(seconds), f"{rate:,.0f}",
             f"{versions['hardware']}, torch {versions['torch']}", f"`python {row.command}{flags}`"]

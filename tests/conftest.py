@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).parent.parent
 REAL_DATA = os.environ.get("CIFAR10_DIR")
 sys.path.insert(0, str(ROOT))  # plain `pytest` does not put the repository's root on the path
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # the tests are small, and a second thread on a busy machine waits more than it works
 
 
 @pytest.fixture(autouse=True)
@@ -63,5 +63,5 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
     def run(script: str, *args: object, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
         target = str(ROOT / script) if script.endswith(".py") else script
         return subprocess.run([sys.executable, target, *map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=timeout,
-                              env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": str(ROOT), **environment})
+                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})
     return run

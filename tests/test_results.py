@@ -33,7 +33,7 @@ def test_seeds_share_a_row_and_gaps_are_named(tmp_path):
     assert "| 74.00 ± 1.00 (n = 3) |" in simple and "90 s" in simple and "1,234" in simple and "99" not in simple
     scratch = [line for line in lines if "from scratch" in line]
     assert "not measured" in scratch[0] and "4,500 training images" in scratch[1] and "31.00 (n = 1, seed 0)" in scratch[1]
-    assert "`python train_effnet.py --resize 2 --no-pretrained --train-limit 4500 --head-epochs 1 --epochs 6`" in scratch[1]
+    assert "`python train_effnet.py --resize 2 --no-pretrained --train-limit 4500 --head-epochs 1 --epochs 6 --lr 0.002`" in scratch[1]
     assert sum("not measured" in line for line in lines) == len(results.ROWS) - 1
 
 
