@@ -1,5 +1,9 @@
 """Five arms, each one field away from the control; statistics that claim no more than the runs show; reruns that only fill gaps."""
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -113,3 +117,30 @@ def test_bad_choices_are_exit_2(run_script):
     for flags in ((), ("--all", "--arms", "EfficientNetB2_NoLS"), ("--arms", "NoSuchArm"), ("--all", "--seeds", "1", "1"), ("--all", "--shard", "3/2", "--smoke")):
         done = run_script("ablation.py", *flags)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.slow
+def test_killed_after_two_arms_and_started_again_equals_uninterrupted(tmp_path):
+    """The smoke study on a few images: kill -9 in the third arm, start again, and the accuracies are the same."""
+    flags = ("--all", "--smoke", "--train-limit", "20", "--val-size", "20", "--batch-size", "10", "--deterministic")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def command(folder):
+        folder.mkdir(exist_ok=True)
+        return dict(args=[sys.executable, "-u", str(Path(ablation.__file__)), *flags], cwd=folder, env=environment, text=True, stdout=subprocess.PIPE)
+
+    whole = subprocess.run(**command(tmp_path / "whole"), timeout=400)
+    assert whole.returncode == 0
+    process = subprocess.Popen(**command(tmp_path / "parts"))
+    for line in process.stdout:
+        if line.startswith("[3/5]"):
+            break
+    time.sleep(1)
+    process.kill()
+    process.wait()
+    again = subprocess.run(**command(tmp_path / "parts"), timeout=400)
+    assert again.returncode == 0 and again.stdout.count("is finished: nothing to do") == 3  # pretraining and two arms
+    tables = [json.loads(next((tmp_path / name).rglob("ablation.json")).read_text()) for name in ("whole", "parts")]
+    assert len(tables[0]["rows"]) == 5 and tables[0]["missing"] == [] and tables[0]["failed"] == {}
+    for a, b in zip(tables[0]["rows"], tables[1]["rows"], strict=True):
+        assert (a["arm"], a["top1_by_seed"], a["val_top1"], a["delta"], a["train_memory_mb"]) == (b["arm"], b["top1_by_seed"], b["val_top1"], b["delta"], b["train_memory_mb"])
