@@ -172,7 +172,7 @@ def test_full_disk_stops_with_one_line(tmp_path):
 
 
 def test_nan_loss_is_exit_1(tmp_path):
-    done = run(tmp_path, "train_baseline.py", *TINY, "--lr", "100", "--epochs", "3")
+    done = run(tmp_path, "train_baseline.py", *TINY, "--lr", "100", "--epochs", "3", "--amp", "off")
     assert done.returncode == 1 and "not finite in epoch" in one_line(done)
 
 
