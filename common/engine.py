@@ -355,7 +355,7 @@ def _epochs(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prep
         val_loss, val_top1 = evaluate(model, splits.val, prepare, amp, forward)
         seconds, rate = time.perf_counter() - start, step.steps * step.batch_size / train_seconds
         run.history.append({"stage": stage.name, "epoch": number, "train_loss": train_loss, "train_top1": train_top1, "val_loss": val_loss,
-                    "val_top1": val_top1, "lr": lrs[0], "seconds": seconds, "images_per_s": rate})
+                            "val_top1": val_top1, "lr": lrs[0], "seconds": seconds, "images_per_s": rate})
         run.keep(model, step.optimizer, stage.name)
         print(f"Epoch {number}/{total} | Train Loss: {train_loss:.4f} Acc: {train_top1:.2%} | Val Loss: {val_loss:.4f} Acc: {val_top1:.2%} | "
               f"LR {lrs[0]:.1e} | {seconds:.1f}s {rate:,.0f} img/s", flush=True)

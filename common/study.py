@@ -94,13 +94,15 @@ def _describe_data(splits: Splits) -> str:
 
 def _save_samples(folder: Path, splits: Splits, prepare: engine.Preprocess, recipe: Recipe) -> None:
     """cifar10_sample_images.png and augmented_batch.png; both from generators of their own, so training is not touched."""
-    plots.sample_grid(splits.train.images.cpu().numpy(), splits.train.labels.cpu().numpy(), splits.classes, folder / "cifar10_sample_images.png")
+    plots.sample_grid(splits.train.images.cpu().numpy(), splits.train.labels.cpu().numpy(), splits.classes, folder / "cifar10_sample_images.png",
+                      f"Training images ({splits.source})")
     first = min(64, len(splits.train), recipe.batch_size)
     order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(engine.seed_epoch(recipe.seed, 1)))[:first]
     at = order.to(splits.train.labels.device)
     generator = torch.Generator(at.device).manual_seed(recipe.seed)
     batch = prepare.train(splits.train.images[at], generator) * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
-    plots.augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), splits.train.labels[at].cpu().numpy(), splits.classes, folder / "augmented_batch.png")
+    plots.augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), splits.train.labels[at].cpu().numpy(), splits.classes, folder / "augmented_batch.png",
+                          f"First augmented batch ({splits.source})")
 
 
 def finish(study: Study, publish: bool = True) -> dict[str, Any]:
