@@ -8,7 +8,6 @@ Writes numbers, figures and a self-contained report.html to runs/analyze/<name>/
 same folder anew; another checkpoint, other options or other images get a folder with a number of its own.
 """
 import argparse
-import warnings
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -47,9 +46,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from common.runtime import environment, set_up
 
     device = set_up(runtime, options.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns about a foreign pickle before it refuses it; one line is enough
-        model, card = runs.load_model(Path(options.ckpt), device)
+    model, card = runs.load_model(Path(options.ckpt), device)
     recipe, classes, input_size = analysis.read_card(options.ckpt, card)
     generator = torch.Generator().manual_seed(options.seed)
     split, source = analysis.open_split(options.ckpt, card, recipe, options.split, options.limit, runtime, generator)

@@ -85,7 +85,7 @@ class Runtime:
 
     data_dir: str | None = option(None, "official batches or a class-folder tree (default: $CIFAR10_DIR, else ./data)", "data")
     offline: bool = option(False, "never download", "data")
-    device: str = option("auto", "where to train", "runtime", choices=("auto", "cuda", "cpu"))
+    device: str = option("auto", "where to run", "runtime", choices=("auto", "cuda", "cpu"))
     amp: str = option("auto", "mixed precision; auto: bf16 where the hardware has it (not for B2 on a CPU), else fp16 on a GPU, off on a CPU", "runtime", choices=("auto", "bf16", "fp16", "off"))
     compile: str = option("auto", "torch.compile; auto: on a GPU when the run is long enough to repay it", "runtime", choices=("auto", "on", "off"))
     deterministic: bool = option(False, "bit-identical repeats on the same machine, slower", "runtime")
@@ -96,7 +96,7 @@ class Runtime:
 
 
 FLAG_NAMES = {"run_name": "--name"}
-METAVARS = {"weights": "FILE", "data_dir": "DIR", "out": "DIR", "rotation": "DEGREES"}
+METAVARS = {"weights": "FILE", "ckpt": "FILE", "json": "FILE", "data_dir": "DIR", "out": "DIR", "rotation": "DEGREES"}
 COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay", "seed")
 
 

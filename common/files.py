@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,7 +108,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             with zipfile.ZipFile(path) as archive:
                 if bad := archive.testzip():
                     raise InputError(f"{path} is damaged (checksum of {bad}): use another checkpoint")
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns about a foreign pickle before it refuses it; one line is enough
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
     except Exception as error:  # torch.load raises nearly every type on foreign bytes
