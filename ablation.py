@@ -31,7 +31,7 @@ ARMS = {
 FLAGS = ("synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay", "head_epochs", "head_lr", "resize",
          "label_smoothing", "random_erasing", "patience", "weights")
 RUNTIME_FLAGS = ("data_dir", "offline", "device", "amp", "compile", "deterministic", "out", "run_name", "smoke")  # a rerun resumes by itself
-SMOKE = dict(train_effnet.SMOKE, train_limit=200, val_size=100, head_epochs=1, epochs=1, batch_size=25, pretrained=True)
+SMOKE = dict(train_effnet.SMOKE["efficientnet_b2"], train_limit=200, val_size=100, head_epochs=1, epochs=1, batch_size=25, pretrained=True)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ DEFAULT = Recipe(
 SCRATCH = replace(DEFAULT, pretrained=False, lr=2e-3, warmup_epochs=1)  # at 1e-4 random weights stay near chance for epochs
 REPORT = replace(DEFAULT, batch_size=64, bn_momentum=0.01, decay_all=True)
 RECIPES = {"default": DEFAULT, "scratch": SCRATCH, "report": REPORT}
-SMOKE = dict(synthetic=True, pretrained=False, lr=2e-3, train_limit=600, val_size=200, head_epochs=1, epochs=4, batch_size=30)
+SMOKE = {"efficientnet_b2": dict(synthetic=True, pretrained=False, lr=2e-3, train_limit=600, val_size=200, head_epochs=1, epochs=4, batch_size=30)}
 FLAGS = ("resize", "head_epochs", "head_lr", "label_smoothing", "random_erasing", "patience", "weights", "pretrained")
 
 

@@ -45,8 +45,10 @@ RESNET = replace(
     dropout=0.2,
 )
 RECIPES = {"default": CNN, "report": REPORT_CNN, "se_resnet18 default": RESNET, "se_resnet18 report": REPORT_RESNET}
-SMOKE = dict(synthetic=True, train_limit=3000, val_size=500, epochs=5)
-SMOKE_RESNET = dict(synthetic=True, train_limit=600, val_size=200, epochs=2, batch_size=50, warmup_epochs=0.5)
+SMOKE = {
+    "improved_cnn": dict(synthetic=True, train_limit=3000, val_size=500, epochs=5),
+    "se_resnet18": dict(synthetic=True, train_limit=600, val_size=200, epochs=2, batch_size=50, warmup_epochs=0.5),
+}
 FLAGS = ("model", "stem", "dropout", "label_smoothing", "random_erasing", "pretrained", "weights")
 
 

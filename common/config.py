@@ -157,7 +157,7 @@ def collect(namespace: argparse.Namespace, base: Any) -> Any:
     return replace(base, **{key: value for key, value in vars(namespace).items() if key in known})
 
 
-def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Any], flags: Sequence[str] = (),
+def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Mapping[str, Any]], flags: Sequence[str] = (),
           pick: Callable[[argparse.Namespace, str], str] = lambda given, name: name,
           argv: Sequence[str] | None = None) -> tuple[Recipe, Runtime]:
     """The recipe and runtime that the command line asks for.
@@ -165,7 +165,7 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Any], fla
     Args:
         doc: the script's docstring, shown by `--help`.
         recipes: at least "default" and "report"; explicit flags override the chosen one.
-        smoke: recipe values that `--smoke` sets before explicit flags.
+        smoke: for each model, recipe values that `--smoke` sets before explicit flags.
         flags: recipe fields offered beside those that every training script has.
         pick: maps what was given and "default" or "report" to a key of `recipes`.
 
@@ -181,7 +181,7 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Any], fla
     runtime = collect(given, Runtime())
     base = recipes[pick(given, given.recipe)]
     if runtime.smoke:
-        base = replace(base, **smoke)
+        base = replace(base, **smoke[base.model])
     recipe = collect(given, base)
     if getattr(given, "weights", None) and not hasattr(given, "pretrained"):
         recipe = replace(recipe, pretrained=True)

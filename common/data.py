@@ -285,7 +285,7 @@ def make_splits(train_images: np.ndarray, train_labels: np.ndarray, test_images:
 def _quota(sizes: list[int], total: int) -> list[int]:
     """Split `total` over classes in proportion to `sizes`, by largest remainder; each gives at least one and keeps at least one."""
     exact = [size * total / sum(sizes) for size in sizes]
-    quota = [min(max(1, int(share)), size - 1) for share, size in zip(exact, sizes)]
+    quota = [max(1, int(share)) for share in exact]
     while missing := total - sum(quota):
         step = 1 if missing > 0 else -1
         free = [k for k, size in enumerate(sizes) if 1 <= quota[k] + step < size]

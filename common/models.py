@@ -2,6 +2,7 @@
 import contextlib
 import socket
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.model import MBConvBlock
 from torch import nn
 
-from common.errors import InputError
+from common.errors import InputError, reason
 from common.files import check_named_digest, read_checkpoint
 
 HEADS = {"simple_cnn": "head", "improved_cnn": "head", "se_resnet18": "fc", "efficientnet_b2": "_fc"}
@@ -284,8 +285,8 @@ def _download(name: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         socket.setdefaulttimeout(TIMEOUT_S)
         torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise InputError(f"ImageNet weights cannot be downloaded ({str(error).strip() or type(error).__name__}): fetch {url} by hand and "
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        raise InputError(f"ImageNet weights cannot be downloaded ({reason(error)}): fetch {url} by hand and "
                          "give --weights FILE, or use --no-pretrained") from None
     finally:
         socket.setdefaulttimeout(before)

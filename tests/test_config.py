@@ -55,7 +55,7 @@ EFFNET_ONLY = ("--resize", "--label-smoothing", "--random-erasing", "--patience"
 
 def ask(argv: str = "") -> tuple[Recipe, Runtime]:
     """What `parse` makes of a command line."""
-    return parse("doc", RECIPES, SMOKE, FLAGS, argv=argv.split())
+    return parse("doc", RECIPES, {recipe.model: SMOKE for recipe in RECIPES.values()}, FLAGS, argv=argv.split())
 
 
 def answers(run_script: Run, script: str, lines: list[str]) -> dict:
@@ -122,7 +122,7 @@ def test_nan_is_beyond_every_bound(bounds: dict[str, float], capsys: pytest.Capt
 def test_pick_sees_what_was_given() -> None:
     recipes = {**RECIPES, "big default": replace(DEFAULT, model="se_resnet18", epochs=9)}
     pick = lambda given, name: f"big {name}" if getattr(given, "model", "") == "se_resnet18" else name  # noqa: E731
-    recipe, _ = parse("doc", recipes, SMOKE, FLAGS, pick, ["--model", "se_resnet18", "--lr", "1"])
+    recipe, _ = parse("doc", recipes, {recipe.model: SMOKE for recipe in recipes.values()}, FLAGS, pick, ["--model", "se_resnet18", "--lr", "1"])
     assert recipe == replace(DEFAULT, model="se_resnet18", epochs=9, lr=1)
 
 
@@ -184,7 +184,7 @@ def test_the_command_itself_refuses_with_exit_2(run_script: Run) -> None:
 def test_the_scripts_recipes_keep_their_own_bounds(script: str) -> None:
     """A default that its own flag would refuse, or a smoke value of the wrong type, would only show when used."""
     module = runpy.run_path(str(ROOT / script))
-    recipes = [*module["RECIPES"].values(), replace(module["RECIPES"]["default"], **module["SMOKE"])]
+    recipes = [*module["RECIPES"].values(), *(replace(module["RECIPES"]["default"], **smoke) for smoke in module["SMOKE"].values())]
     for recipe in recipes:
         for item in fields(Recipe):
             value, meta = getattr(recipe, item.name), item.metadata

@@ -716,6 +716,7 @@ def test_the_split_is_the_same_on_every_platform_and_for_every_state_of_the_glob
     np.random.seed(2)
     torch.manual_seed(2)
     assert split_of(fifty_thousand()).split_hash == splits.split_hash == "19e85c48ec6b7931"
+    assert split_of(fifty_thousand(), train_limit=1000).split_hash == "7d29f168e577429f"
     assert splits.val.index[:8].tolist() == [2, 13, 29, 30, 31, 46, 49, 63]
 
 
@@ -740,6 +741,8 @@ def test_a_limit_takes_a_balanced_part_of_train_and_leaves_val_alone(limit: int)
     assert torch.equal(whole.val.index, part.val.index) and len(part.test) == len(whole.test)
     assert len(part.train) == limit and set(part.train.index.tolist()) <= set(whole.train.index.tolist())
     counts = torch.bincount(part.train.labels, minlength=10)
+    larger = split_of(fifty_thousand(), train_limit=min(45_000, 2 * limit))
+    assert set(part.train.index.tolist()) <= set(larger.train.index.tolist()), "a larger limit does not contain a smaller one"
     assert counts.max() - counts.min() <= 1 and counts.min() >= 1
 
 
@@ -758,6 +761,17 @@ def test_any_labels_split_in_proportion_with_every_class_on_both_sides(seed: int
     if free.all():
         assert np.abs(val - exact).max() < 1
     assert sorted([*splits.train.index.tolist(), *splits.val.index.tolist()]) == list(range(len(labels)))
+
+
+@pytest.mark.parametrize(("sizes", "total", "held"), [
+    ((50, 30, 20), 13, [6, 4, 3]),      # shares 6.5, 3.9, 2.6: the two left over go to 3.9 and 2.6
+    ((10, 10, 10), 4, [2, 1, 1]),       # a tie goes to the first
+    ((97, 2, 2), 3, [1, 1, 1]),         # the large class gives up what the small ones need
+    ((97, 2, 2), 98, [96, 1, 1]),       # and every class keeps one
+])  # fmt: skip
+def test_held_out_counts_by_largest_remainder(sizes: tuple[int, ...], total: int, held: list[int]) -> None:
+    splits = split_of(np.repeat(np.arange(3), sizes), ("ant", "bee", "cow"), val_size=total)
+    assert torch.bincount(splits.val.labels).tolist() == held
 
 
 @pytest.mark.parametrize(("sizes", "flag"), [
