@@ -107,7 +107,7 @@ def conclusions(table: dict[str, Any]) -> list[str]:
     if len(memory) > 1:
         low, high = (f(memory, key=lambda row: row["train_memory_mb"]) for f in (min, max))
         words.append(f"Memory of a training step lies between {low['train_memory_mb']:,.0f} MB ({low['arm']}) and {high['train_memory_mb']:,.0f} MB "
-                     f"({high['arm']}); it follows the input size, not the order of the runs.")
+                     f"({high['arm']}).")
     words += [f"FAILED {name}: {reason}" for name, reason in table["failed"].items()]
     words += [f"missing: {', '.join(table['missing'])}"] if table["missing"] else []
     return words

@@ -5,7 +5,7 @@ Imports nothing but the standard library, so that `--help` and a wrong flag answ
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, NoReturn, get_type_hints
 
 
@@ -193,8 +193,3 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Mapping[s
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One `name: old -> new` for every key whose value differs."""
     return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-
-
-def as_dict(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain JSON types."""
-    return asdict(recipe)

@@ -3,12 +3,12 @@ import json
 import runpy
 import subprocess
 from collections.abc import Callable
-from dataclasses import fields, make_dataclass, replace
+from dataclasses import asdict, fields, make_dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from common.config import COMMON_FLAGS, Parser, Recipe, Runtime, add_flags, as_dict, difference, option, parse
+from common.config import COMMON_FLAGS, Parser, Recipe, Runtime, add_flags, difference, option, parse
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
@@ -197,13 +197,13 @@ def test_the_scripts_recipes_keep_their_own_bounds(script: str) -> None:
 def test_recipes_are_frozen_plain_and_named() -> None:
     with pytest.raises(AttributeError):
         DEFAULT.lr = 1  # type: ignore[misc]
-    assert json.loads(json.dumps(as_dict(DEFAULT))) == as_dict(DEFAULT)
-    assert Recipe(**as_dict(REPORT)) == REPORT
+    assert json.loads(json.dumps(asdict(DEFAULT))) == asdict(DEFAULT)
+    assert Recipe(**asdict(REPORT)) == REPORT
     assert Recipe(model="se_resnet18", stem="imagenet", synthetic=True, train_limit=100, seed=3).name() == "se_resnet18-imagenet-synthetic-limit100-seed3"
     assert Recipe(model="efficientnet_b2", resize=2, pretrained=True).name() == "efficientnet_b2-x2-pretrained-seed0"
 
 
 def test_difference_names_each_changed_or_missing_key() -> None:
-    assert difference(as_dict(DEFAULT), as_dict(REPORT)) == ["batch_size: 125 -> 64", "lr: 0.5 -> 0.25"]
+    assert difference(asdict(DEFAULT), asdict(REPORT)) == ["batch_size: 125 -> 64", "lr: 0.5 -> 0.25"]
     assert difference({"a": 1, "b": 2}, {"b": 2, "c": 3}) == ["a: 1 -> None", "c: None -> 3"]
-    assert difference(as_dict(DEFAULT), as_dict(DEFAULT)) == []
+    assert difference(asdict(DEFAULT), asdict(DEFAULT)) == []
