@@ -4,9 +4,12 @@ Imports nothing but the standard library, so that `--help` and a wrong flag answ
 """
 import argparse
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import Any, NoReturn, get_type_hints
+
+PROCESS_START = time.perf_counter()  # this module is the first that every script imports
 
 
 def option(default: Any, help: str, group: str, low: float | None = None, high: float | None = None,

@@ -88,6 +88,15 @@ def environment(device: torch.device) -> dict[str, Any]:
             "platform": sys.platform, "git_commit": _git_commit()}
 
 
+def peak_rss() -> int | None:
+    """Largest resident set of this process so far in bytes; None where the system does not tell (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # kB on Linux
+
+
 def _cpu_name() -> str:
     """The processor's name as Linux gives it."""
     try:

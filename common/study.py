@@ -9,15 +9,16 @@ from torch import nn
 
 from common import engine, models, plots, runs
 from common.augment import Augmentation
-from common.config import Recipe, Runtime, Stage
+from common.config import PROCESS_START, Recipe, Runtime, Stage
 from common.data import Splits, load_splits
 from common.diagnose import diagnose
 from common.files import write_json
 from common.metrics import wilson_interval
-from common.runtime import amp_dtype, environment, set_up, wants_compile
+from common.runtime import amp_dtype, environment, peak_rss, set_up, wants_compile
 
 PROBE_SIZE = 4
 HALF = (0.5,) * 3
+_starts = iter([PROCESS_START])  # the first run of a process counts from the process's start, imports included
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Study:
     run: runs.Run
     amp: torch.dtype | None
     started: float
+    resumed: bool
 
     def fit(self, stage: Stage, total_epochs: int | None = None) -> None:
         """Train the unfrozen parameters for one stage; see `engine.fit`."""
@@ -48,7 +50,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     Raises:
         InputError: data, weights, folder or flags that cannot be used.
     """
-    started = time.perf_counter()
+    started = next(_starts, time.perf_counter())
     device = set_up(runtime, recipe.seed)
     amp = amp_dtype(runtime, device, recipe.model)
     splits = load_splits(recipe, runtime)
@@ -73,12 +75,13 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     _save_samples(folder, splits, prepare, recipe)
     probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
     run = runs.Run(folder, recipe, runs.card(arch, splits, recipe, mean, std, probe, versions))
-    if runtime.resume and (folder / "last.pt").is_file():
+    resumed = runtime.resume and (folder / "last.pt").is_file()
+    if resumed:
         run.restore(model)
         print(f"resumed after epoch {len(run.history)}")
     if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
         model.compile()
-    return Study(script, recipe, runtime, model, splits, prepare, run, amp, started)
+    return Study(script, recipe, runtime, model, splits, prepare, run, amp, started, resumed)
 
 
 def _describe_data(splits: Splits) -> str:
@@ -109,7 +112,8 @@ def finish(study: Study, publish: bool = True) -> dict[str, Any]:
     """Restore the best epoch's weights, read test once, diagnose, and write result.json, curves.png and (`publish`) ./best.pt.
 
     Returns:
-        The content of result.json: top-1 values are fractions, durations seconds.
+        The content of result.json: top-1 values are fractions, durations seconds; `wall_seconds` is that of this process, imports
+        and test included, so after a resume (`resumed`) not the whole run's.
     """
     run, splits, model = study.run, study.splits, study.model
     model.load_state_dict(run.best_weights)
@@ -124,8 +128,9 @@ def finish(study: Study, publish: bool = True) -> dict[str, Any]:
         "val_loss": best["val_loss"], "train_top1": run.history[-1]["train_top1"], "clean_train_top1": clean_top1, "clean_train_loss": clean_loss,
         "test_top1": test_top1, "test_loss": test_loss, "test_interval_95": [low, high], "test_images": len(splits.test),
         "train_seconds": sum(row["seconds"] for row in run.history), "images_per_s": max(row["images_per_s"] for row in run.history),
-        "wall_seconds": time.perf_counter() - study.started, "parameters": models.count_parameters(model),
+        "wall_seconds": time.perf_counter() - study.started, "resumed": study.resumed, "parameters": models.count_parameters(model),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if splits.test.labels.is_cuda else None,
+        "peak_rss_bytes": peak_rss(),
         "verdict": words.verdict, "diagnosis": words.words, "versions": run.card["versions"],
     }
     print(f"best epoch {best['epoch']}: val {best['val_top1']:.2%}, train without augmentation {clean_top1:.2%}")
