@@ -13,7 +13,7 @@ failed one is marked and leaves the others running.
 import argparse
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import train_effnet
@@ -123,7 +123,7 @@ def main() -> int:
             eta = f", about {pace * (left - done) / 60:.1f} min left" if pace else ""
             print(f"\n[{done + 1}/{left}] {arm}, seed {seed}{eta}", flush=True)
             run_job(arm, seed, control, runtime, study)
-    table = compare.collect(study, options.arms, options.seeds, CONTROL)
+    table = {**compare.collect(study, options.arms, options.seeds, CONTROL), "recipe": asdict(control)}
     compare.write(table, study)
     for line in compare.text(table):
         print(line)

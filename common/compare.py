@@ -128,7 +128,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
             _percent(row["report_delta"], "+"), *costs, f"{row['parameters']:,}"]
 
 
-def _grid(table: dict[str, Any]) -> list[list[str]]:
+def grid(table: dict[str, Any]) -> list[list[str]]:
     """Header and rows as text cells."""
     n = next((row["batch_n"] for row in table["rows"] if row["batch_n"]), "N")
     header = ["arm", "n", "test top-1 %", "Δ points", "report %", "report Δ", "train MB", "infer MB", "ms, batch 1", f"ms, batch {n}", "parameters"]
@@ -137,18 +137,18 @@ def _grid(table: dict[str, Any]) -> list[list[str]]:
 
 def text(table: dict[str, Any]) -> list[str]:
     """The table and its conclusions for a terminal."""
-    grid = _grid(table)
-    widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in grid]
+    cells = grid(table)
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in cells]
     return ["", lines[0], "-" * len(lines[0]), *lines[1:], "", *conclusions(table)]
 
 
 def markdown(table: dict[str, Any]) -> str:
     """The table, how it was measured, and its conclusions, as Markdown."""
-    grid, versions = _grid(table), table["versions"] or {}
+    cells, versions = grid(table), table["versions"] or {}
     lines = ["# Ablation", "", f"{table['source']}; seeds {', '.join(map(str, table['seeds']))}; {versions.get('hardware')}, torch {versions.get('torch')}, "
-             f"commit {versions.get('git_commit')}.", "", "| " + " | ".join(grid[0]) + " |", "|---" + "|---:" * (len(grid[0]) - 1) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in grid[1:]]
+             f"commit {versions.get('git_commit')}.", "", "| " + " | ".join(cells[0]) + " |", "|---" + "|---:" * (len(cells[0]) - 1) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in cells[1:]]
     lines += ["", "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a warm-up, device idle before and after; "
               "memory is the peak of one training step and of one forward pass at the recipe's batch size, measured apart from the runs.", ""]
     return "\n".join([*lines, *(f"- {sentence}" for sentence in conclusions(table)), ""])

@@ -203,3 +203,23 @@ def ablation(rows: Sequence[Mapping[str, object]], curves: Mapping[str, Sequence
         epochs.set(xlabel="epoch (both stages)", ylabel="val top-1 (%)")
         epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
         epochs.legend(fontsize=8)
+
+
+def size_curve(points: Sequence[Mapping[str, object]], path: str | Path) -> None:
+    """Saves two panels against the input size: test accuracy, and training time.
+
+    Args:
+        points: with weights (the name of a line), px, top1 and std (percent), and seconds.
+    """
+    with new_figure(path, "EfficientNet-B2 by input size", (8.5, 3.6), "Whiskers: standard deviation over seeds.") as figure:
+        accuracy, cost = figure.subplots(1, 2)
+        for color, weights in zip((VAL, TRAIN), dict.fromkeys(point["weights"] for point in points)):
+            mine = sorted((point for point in points if point["weights"] == weights), key=lambda point: point["px"])
+            x, y, spread, seconds = ([point[key] for point in mine] for key in ("px", "top1", "std", "seconds"))
+            accuracy.errorbar(x, y, spread, fmt="o-", color=color, capsize=3, label=weights)
+            cost.plot(x, seconds, "o-", color=color, label=weights)
+        accuracy.set(xlabel="input size (px)", ylabel="test top-1 (%)")
+        cost.set(xlabel="input size (px)", ylabel="training time (s)", yscale="log")
+        for axes in (accuracy, cost):
+            axes.set_xticks(sorted({point["px"] for point in points}))
+        accuracy.legend(fontsize=8)

@@ -124,7 +124,7 @@ def finish(study: Study, publish: bool = True) -> dict[str, Any]:
     words = diagnose(run.history, clean_train_top1=clean_top1, regularised=study.prepare.spec != Augmentation() or study.recipe.label_smoothing > 0)
     plots.curves(run.history, run.folder / "curves.png", f"{run.folder.parent.name} / {run.folder.name} ({splits.source})")
     result = {
-        "script": study.script, "source": splits.source, "best_epoch": best["epoch"], "epochs": len(run.history), "val_top1": best["val_top1"],
+        "script": study.script, "source": splits.source, "classes": len(splits.classes), "best_epoch": best["epoch"], "epochs": len(run.history), "val_top1": best["val_top1"],
         "val_loss": best["val_loss"], "train_top1": run.history[-1]["train_top1"], "clean_train_top1": clean_top1, "clean_train_loss": clean_loss,
         "test_top1": test_top1, "test_loss": test_loss, "test_interval_95": [low, high], "test_images": len(splits.test),
         "train_seconds": sum(row["seconds"] for row in run.history), "images_per_s": max(row["images_per_s"] for row in run.history),
