@@ -29,7 +29,16 @@ REPORT_CNN = Recipe(
     flip=True,
     jitter=0.2,
 )
-CNN = replace(REPORT_CNN, decay_all=False, normalization="data")
+CNN = replace(
+    REPORT_CNN,
+    lr=0.1,
+    nesterov=True,
+    decay_all=False,
+    normalization="data",
+    warmup_epochs=2,
+    label_smoothing=0.1,
+    jitter=0.1,
+)
 REPORT_RESNET = replace(REPORT_CNN, model="se_resnet18", random_erasing=0.2)
 RESNET = replace(
     REPORT_RESNET,
@@ -46,7 +55,7 @@ RESNET = replace(
 )
 RECIPES = {"default": CNN, "report": REPORT_CNN, "se_resnet18 default": RESNET, "se_resnet18 report": REPORT_RESNET}
 SMOKE = {
-    "improved_cnn": dict(synthetic=True, train_limit=3000, val_size=500, epochs=5),
+    "improved_cnn": dict(synthetic=True, train_limit=3000, val_size=500, epochs=5, warmup_epochs=0.5),
     "se_resnet18": dict(synthetic=True, train_limit=600, val_size=200, epochs=2, batch_size=50, warmup_epochs=0.5),
 }
 FLAGS = ("model", "stem", "dropout", "label_smoothing", "random_erasing", "pretrained", "weights")
