@@ -3,6 +3,7 @@
     python -m common.bench                     # every network, every variant that this machine can run
     python -m common.bench --quick --json FILE # fewer steps and repeats
     python -m common.bench --models efficientnet_b2 --batch-sizes 125 500 1000
+    python -m common.bench --trajectory --models simple_cnn   # does ours learn as the plain loop does? losses, not rates
 
 *plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision transforms, eager fp32 and, for
 B2, the package as it comes; *plain+amp* adds autocast and channels_last on a GPU. *ours* is `engine.TrainStep`, eager,
@@ -15,7 +16,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ class Options:
     quick: bool = option(False, "two short turns in place of five", "bench")
     json: str | None = option(None, "write all figures, raw samples included, to this file", "bench")
     compile: bool = option(False, "measure torch.compile too (on a CPU B2 takes minutes to compile)", "bench")
+    trajectory: bool = option(False, "compare training losses, not rates: plain and ours from the same weights, several seeds", "bench")
 
 
 def main() -> int:
@@ -59,10 +62,11 @@ class _Bench:
         self.cuda, self.amp = self.device.type == "cuda", None
         self.pick_amp = lambda name: rt.amp_dtype(runtime, self.device, name)
         self.turns, self.seconds = (2, 1.0) if options.quick else (5, 2.0 if self.cuda else 4.0)
+        self.learning = (3, 60) if options.quick else (5, 180)  # seeds and steps of a trajectory
         drawn = synthetic.draw(IMAGES // 10, seed=0)
         self.splits = data.make_splits(*drawn, *synthetic.draw(50, seed=1), tuple(synthetic.CLASSES), "synthetic", val_size=1000).to(self.device)
         self.arrays = drawn
-        self.report: dict[str, Any] = {"environment": rt.environment(self.device), "machine": {}, "results": []}
+        self.report: dict[str, Any] = {"environment": rt.environment(self.device), "machine": {}, "results": [], "trajectories": []}
 
     def sync(self) -> None:
         """Wait for the device, so that a clock read after it counts finished work."""
@@ -93,8 +97,8 @@ class _Bench:
         env = self.report["environment"]
         print(f"{env['hardware']}, torch {env['torch']}")
         for name in names:
-            for batch_size in batch_sizes or ([125, 500, 1000] if self.cuda else [125]):
-                self.case(name, batch_size)
+            for batch_size in [None] if self.options.trajectory else batch_sizes or ([125, 500, 1000] if self.cuda else [125]):
+                self.case(name, batch_size) if batch_size else self.trajectory(name)
         if self.options.json:
             Path(self.options.json).write_text(json.dumps(self.report, indent=2) + "\n")
         return 0
@@ -111,7 +115,7 @@ class _Bench:
         print(f"\n{name}, batch {batch_size}, {32 * recipe.resize} px, ours in {precision} (matrix product {machine['flops_per_s'] / 1e12:.2f} TFLOP/s, "
               f"copy {machine['bytes_per_s'] / 1e9:.0f} GB/s); bound {bound['images_per_s']:,.0f} img/s "
               f"({bound['flops'] / 1e9:.3f} GFLOP and {bound['bytes'] / 1e6:.1f} MB an image)", flush=True)
-        variants: dict[str, Iterator[None]] = {}
+        variants: dict[str, Iterator] = {}
         cold, memory = {}, {}
         for label, make in self.variants(recipe).items():
             if self.cuda:
@@ -142,7 +146,38 @@ class _Bench:
                                            "ratio_to_plain": rate / plain[kind], "cold_seconds": cold[label], "peak_bytes": memory[label], "bound": bound})
         variants.clear()
 
-    def pace(self, steps: Iterator[None]) -> float:
+    def trajectory(self, name: str) -> None:
+        """Mean training loss of the plain loop and of ours, from the same weights under the same recipe, as both learn the drawn images.
+
+        Order and augmentation are drawn anew by either, so they agree within the noise between seeds or not at all.
+        """
+        from common.metrics import t_interval
+
+        seeds, steps = self.learning
+        recipe, self.amp = self.recipe(name, 50), self.pick_amp(name)
+        recipe = replace(recipe, lr=1e-3 if name == "efficientnet_b2" else 5e-2)  # high enough for random weights to move
+        losses: dict[str, list[list[float]]] = {"plain": [], "ours": []}
+        for seed in range(seeds):
+            for loop, take in (("plain", self.plain), ("ours", partial(self.ours, capture=self.cuda))):
+                self.torch.manual_seed(seed)
+                weights = self.plain_model(recipe).state_dict()  # drawn anew from the same seed: equal for both
+                run = take(recipe, weights=weights)
+                losses[loop].append([next(run) for _ in range(steps)])
+                run.close()
+        part = steps // 6
+        curves = {loop: [[statistics.mean(run[k : k + part]) for k in range(0, steps, part)] for run in runs] for loop, runs in losses.items()}
+        means = {loop: [statistics.mean(values) for values in zip(*runs)] for loop, runs in curves.items()}
+        gap = t_interval([statistics.mean(ours[3:]) - statistics.mean(plain[3:]) for plain, ours in zip(curves["plain"], curves["ours"])])
+        precision = str(self.amp or self.torch.float32).removeprefix("torch.")
+        print(f"\n{name}, batch {recipe.batch_size}, ours in {precision}: mean loss of each {part} steps over {seeds} seeds")
+        for loop, values in means.items():
+            print(f"  {loop:<6}" + "".join(f"{value:>8.3f}" for value in values))
+        print(f"  ours - plain over the last {steps // 2} steps: {gap.mean:+.4f}, 95 % interval {gap.low:+.4f} to {gap.high:+.4f}, "
+              f"{'within' if gap.low <= 0 <= gap.high else 'BEYOND'} the noise", flush=True)
+        self.report["trajectories"].append({"model": name, "batch_size": recipe.batch_size, "precision": precision, "steps_a_part": part, "seeds": seeds, "means": means,
+                                            "losses": losses, "gap": gap._asdict()})
+
+    def pace(self, steps: Iterator) -> float:
         """Seconds a step over about `self.seconds`, the first two not counted."""
         next(steps)
         next(steps)
@@ -192,7 +227,7 @@ class _Bench:
         traffic = 3 * moved * size
         return {"flops": flops, "bytes": traffic, "images_per_s": min(machine["flops_per_s"] / flops, machine["bytes_per_s"] / traffic)}
 
-    def variants(self, recipe: Any) -> dict[str, Callable[[], Iterator[None]]]:
+    def variants(self, recipe: Any) -> dict[str, Callable[[], Iterator]]:
         """label → maker of an endless iterator that does one step each time."""
         found = {"train plain": lambda: self.plain(recipe)}
         if self.cuda:
@@ -241,15 +276,18 @@ class _Bench:
         model = EfficientNet.from_name("efficientnet-b2", num_classes=10) if recipe.model == "efficientnet_b2" else models.build(recipe.model)
         return model.to(self.device)
 
-    def plain(self, recipe: Any, amp: bool = False) -> Iterator[None]:
-        """Steps of the plain loop, its `loss.item()` included."""
+    def plain(self, recipe: Any, amp: bool = False, weights: dict[str, Any] | None = None) -> Iterator[float]:
+        """Steps of the plain loop; yields each loss, which `loss.item()` reads as tutorials do."""
         torch = self.torch
         model, dtype = self.plain_model(recipe).train(), self.amp if amp else None
+        if weights:
+            model.load_state_dict(weights)
         if amp:
             model = model.to(memory_format=torch.channels_last)
         adam = recipe.optimizer == "adamw"
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4) if adam else torch.optim.SGD(model.parameters(), lr=1e-2, momentum=0.9, weight_decay=5e-4)
-        scaler, running = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16), 0.0
+        decay = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+        optimizer = torch.optim.AdamW(model.parameters(), **decay) if adam else torch.optim.SGD(model.parameters(), momentum=0.9, **decay)
+        scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         for images, labels in self.loader(recipe):
             images = images.to(self.device, memory_format=torch.channels_last if amp else torch.contiguous_format)
             labels = labels.to(self.device)
@@ -259,8 +297,7 @@ class _Bench:
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            running += loss.item()
-            yield
+            yield loss.item()
 
     def prepare(self, recipe: Any) -> Any:
         """Our preprocessing for the drawn set."""
@@ -275,11 +312,13 @@ class _Bench:
         model = models.build(recipe.model, dropout=recipe.dropout, bn_momentum=recipe.bn_momentum)
         return model.to(self.device, memory_format=self.torch.channels_last)
 
-    def ours(self, recipe: Any, capture: bool = False, compiled: bool = False) -> Iterator[None]:
-        """Steps of `engine.TrainStep`."""
+    def ours(self, recipe: Any, capture: bool = False, compiled: bool = False, weights: dict[str, Any] | None = None) -> Iterator[float | None]:
+        """Steps of `engine.TrainStep`; yields each loss if `weights` were given, or nothing, since reading one waits for the device."""
         from common import engine
 
         model = self.our_model(recipe).train()
+        if weights:
+            model.load_state_dict(weights)
         if compiled:
             model.compile()
         step = engine.TrainStep(model, self.splits.train, self.prepare(recipe), engine.make_optimizer(model, recipe, self.device),
@@ -290,8 +329,9 @@ class _Bench:
         while True:
             step.start_epoch(epoch, [recipe.lr] * step.steps)
             for _ in range(step.steps):
+                before = float(step.totals[0]) if weights else 0.0
                 step()
-                yield
+                yield (float(step.totals[0]) - before) / step.batch_size if weights else None
             epoch += 1
 
     def plain_data(self, recipe: Any) -> Iterator[None]:

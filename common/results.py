@@ -199,8 +199,16 @@ def speed(folder: Path) -> str:
             grid.append([one["model"], str(one["batch_size"]), one["variant"], one["precision"], f"{one['images_per_s']:,.0f}",
                          f"{min(one['samples']):,.0f}-{max(one['samples']):,.0f}", f"{one['ratio_to_plain']:.2f}", bound, f"{one['cold_seconds']:.1f}"])
         text += [f"[{path.name}]({path.name}): {env['hardware']}, torch {env['torch']}, commit {env['git_commit']}\n\n",
-                 *(f"| {' | '.join(line)} |\n" for line in _ruled(grid)), "\n"]
+                 *(f"| {' | '.join(line)} |\n" for line in (_ruled(grid) if bench["results"] else [])), *map(_trajectory, bench.get("trajectories", [])), "\n"]
     return "".join(text) or f"{UNMEASURED}\n\n"
+
+
+def _trajectory(one: dict[str, Any]) -> str:
+    """A sentence on two curves of training loss."""
+    means = ", ".join(f"{loop} {' '.join(f'{value:.3f}' for value in values)}" for loop, values in one["means"].items())
+    gap = one["gap"]
+    return (f"- Training loss of {one['model']}, batch {one['batch_size']}, ours in {one['precision']}, mean of each {one['steps_a_part']} steps over {one['seeds']} seeds: "
+            f"{means}; ours less plain over the last half {gap['mean']:+.4f}, 95 % interval {gap['low']:+.4f} to {gap['high']:+.4f}.\n")
 
 
 def size_curve(found: Sequence[Found], path: Path) -> bool:

@@ -39,3 +39,17 @@ def test_the_bound_counts_the_network(measured):
     assert bound["bytes"] == 3 * 4 * values
     machine = measured["machine"]["float32"]
     assert bound["images_per_s"] == pytest.approx(min(machine["flops_per_s"] / bound["flops"], machine["bytes_per_s"] / bound["bytes"]))
+
+
+def test_both_loops_learn_alike_from_the_same_weights(tmp_path, capsys):
+    session = bench._Bench(bench.Options(trajectory=True, json=str(tmp_path / "t.json")), Runtime(device="cpu", amp="off"))
+    session.learning = (2, 30)
+    session.run(["improved_cnn"], None)
+    (found,) = json.loads((tmp_path / "t.json").read_text())["trajectories"]
+    plain, ours = (found["losses"][loop] for loop in ("plain", "ours"))
+    assert [len(run) for run in plain + ours] == [30] * 4
+    for a, b in zip(plain, ours):
+        assert a[0] == pytest.approx(b[0], abs=0.25) and a[0] > 2.1  # the same weights on another batch: the loss of guessing
+        assert statistics.mean(b[-10:]) < statistics.mean(b[:10]) - 0.2 and statistics.mean(a[-10:]) == pytest.approx(statistics.mean(b[-10:]), abs=0.5)
+    assert found["gap"]["mean"] == pytest.approx(statistics.mean(statistics.mean(b[15:]) - statistics.mean(a[15:]) for a, b in zip(plain, ours)), abs=1e-6)
+    assert "the noise" in capsys.readouterr().out
