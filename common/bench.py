@@ -263,9 +263,10 @@ class _Bench:
                 return transform(Image.fromarray(images[i])), int(labels[i])
 
         workers = min(8, os.cpu_count() or 1)
+        batches = self.torch.utils.data.DataLoader(Drawn(), recipe.batch_size, shuffle=True, num_workers=workers, drop_last=True, pin_memory=self.cuda,
+                                                   persistent_workers=True, multiprocessing_context="fork")
         while True:
-            yield from self.torch.utils.data.DataLoader(Drawn(), recipe.batch_size, shuffle=True, num_workers=workers, drop_last=True,
-                                                        pin_memory=self.cuda, multiprocessing_context="fork")
+            yield from batches
 
     def plain_model(self, recipe: Any) -> Any:
         """The network as a tutorial has it: NCHW, fp32, B2 from the package untouched."""

@@ -6,7 +6,9 @@ a resumed run repeats exactly what the uninterrupted one does.
 import copy
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -136,8 +138,8 @@ class TrainStep:
 
         Weights, BatchNorm statistics, optimiser, scaler and generators are afterwards as they were before.
         """
+        before = self._snapshot()
         try:
-            before = self._snapshot()
             self.start_epoch(0, [0.0] * self.steps)
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
@@ -147,16 +149,14 @@ class TrainStep:
                     self._step()
             torch.cuda.current_stream().wait_stream(stream)
             self._restore(before)
-            graph = torch.cuda.CUDAGraph()
-            graph.register_generator_state(self.generator)
             self.optimizer.zero_grad(set_to_none=True)
-            with torch.cuda.graph(graph):
-                self._step()
+            graph, _ = _record(self._step, self.generator)
             eager, captured = self._trial(before, None), self._trial(before, graph)
             self._restore(before)
         except RuntimeError as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
+            self._restore(before)
             return f"the step cannot be captured as a CUDA graph ({reason(error)})"
         tolerance = 1e-3 if self.amp is None else 2e-2
         if not math.isclose(eager, captured, rel_tol=tolerance):
@@ -199,6 +199,29 @@ class TrainStep:
                     tensor.zero_()
 
 
+def _record(work: Callable[[], Any], *generators: torch.Generator) -> "tuple[torch.cuda.CUDAGraph, Any]":
+    """`work` captured as a CUDA graph that draws anew from `generators` at each replay, and what `work` returned.
+
+    A capture that fails leaves its own stream current and, in torch before 2.12, every generator in the middle of a capture,
+    where the next random number raises: both are put right before the error goes on.
+    """
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    if hasattr(graph, "register_generator_state"):
+        with warnings.catch_warnings():  # newer releases register by themselves and call this deprecated
+            warnings.simplefilter("ignore")
+            for generator in generators:
+                graph.register_generator_state(generator)
+    try:
+        with torch.cuda.graph(graph):
+            result = work()
+    except RuntimeError:
+        torch.cuda.set_stream(stream)
+        for generator in (*generators, torch.cuda.default_generators[stream.device_index]):
+            generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+        raise
+    return graph, result
+
+
 Forward = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 → logits (N, K) float32
 
 
@@ -223,9 +246,7 @@ def captured_forward(model: nn.Module, prepare: Preprocess, amp: torch.dtype | N
             for _ in range(WARMUP_STEPS):
                 expected = eager(images)
         torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = eager(images)
+        graph, logits = _record(lambda: eager(images))
         graph.replay()
         if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * max(1.0, float(expected.abs().max()))):
             raise RuntimeError("the captured logits differ from the eager ones")

@@ -166,17 +166,39 @@ def test_captured_evaluation_equals_eager(splits):
 
 
 def test_a_step_that_cannot_be_captured_stays_eager(splits):
+    """A failed capture leaves nothing behind: weights, stream, both generators; and the eager run is what it would have been."""
     class Syncing(Recorder):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = nn.functional.dropout(x, 0.5)  # the default generator has begun its part of the capture
             float(x.sum())
             return super().forward(x)
 
-    step = make_step(splits, model=Syncing().cuda())
-    problem = step.capture()
-    assert problem and "\n" not in problem and step.graph is None
-    step.start_epoch(0, [0.01] * step.steps)
-    step()
-    assert float(step.totals[0]) > 0
+    totals = []
+    for captured in (False, True):
+        step, stream = make_step(splits, model=Syncing().cuda()), torch.cuda.current_stream()
+        before = copy.deepcopy(step.model.fc.state_dict())
+        if captured:
+            problem = step.capture()
+            assert problem and "\n" not in problem and step.graph is None
+            assert torch.cuda.current_stream() == stream
+            assert all(torch.equal(value, before[key]) for key, value in step.model.fc.state_dict().items())
+        step.start_epoch(0, [0.01] * step.steps)
+        for _ in range(3):
+            step()
+        totals.append(float(step.totals[0]))
+    assert totals[0] > 0 and totals[1] == pytest.approx(totals[0], rel=1e-3)
+
+
+def test_evaluation_that_cannot_be_captured_stays_eager(splits, capsys):
+    class Syncing(Recorder):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.flatten(1)) * (1 if float(x.sum()) else 2)
+
+    model, stream = Syncing().cuda(), torch.cuda.current_stream()
+    prepare = engine.Preprocess(splits.mean, splits.std, 1, Augmentation(), torch.device("cuda"))
+    forward = engine.captured_forward(model, prepare, None, splits.val.images[:50])
+    assert "eager evaluation" in capsys.readouterr().out and torch.cuda.current_stream() == stream
+    assert forward(splits.val.images[:50]).shape == (50, 10) and torch.rand(3, device="cuda").shape == (3,)
 
 
 def test_non_finite_loss_is_found_after_the_epoch(splits):
