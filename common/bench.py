@@ -329,10 +329,9 @@ class _Bench:
         epoch = 0
         while True:
             step.start_epoch(epoch, [recipe.lr] * step.steps)
-            for _ in range(step.steps):
-                before = float(step.totals[0]) if weights else 0.0
+            for i in range(step.steps):
                 step()
-                yield (float(step.totals[0]) - before) / step.batch_size if weights else None
+                yield float(step.losses[i]) if weights else None
             epoch += 1
 
     def plain_data(self, recipe: Any) -> Iterator[None]:

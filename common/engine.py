@@ -76,8 +76,8 @@ class TrainStep:
     """One optimiser update on a device-resident split: index, augment, forward, backward, update, count.
 
     Everything that changes from step to step lies in tensors on the device (order, learning rates, a cursor), so the step
-    needs nothing from the host and can be captured whole as a CUDA graph. `totals` holds the sums of loss and of correct
-    predictions, and the first step with a non-finite loss (-1: none).
+    needs nothing from the host and can be captured whole as a CUDA graph. `losses` and `hits` hold the epoch's record: mean
+    loss and number of correct predictions of each step.
     """
 
     def __init__(self, model: nn.Module, split: Split, prepare: Preprocess, optimizer: torch.optim.Optimizer, batch_size: int,
@@ -92,18 +92,23 @@ class TrainStep:
         self.order = torch.zeros(self.steps, self.batch_size, dtype=torch.int64, device=self.device)
         self.lrs = torch.zeros(self.steps, device=self.device)
         self.cursor = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.totals = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self.losses = torch.zeros(self.steps, device=self.device)
+        self.hits = torch.zeros(self.steps, dtype=torch.int64, device=self.device)
+        self.lr = torch.zeros((), device=self.device)
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def start_epoch(self, seed: int, lrs: list[float]) -> None:
-        """Draw a new order, seed the generators, load the epoch's learning rates and clear the totals."""
+        """Draw a new order, seed the generators, load the epoch's learning rates and clear its record."""
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
         order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed))  # drawn on the CPU: the same on every device
         self.order.copy_(order[: self.steps * self.batch_size].view(self.steps, -1))
         self.lrs.copy_(torch.tensor(lrs))
         self.cursor.zero_()
-        self.totals.copy_(torch.tensor([0.0, 0.0, -1.0]))
+        self.losses.zero_()
+        self.hits.zero_()
 
     def __call__(self) -> None:
         """Do the next step of the epoch."""
@@ -115,9 +120,7 @@ class TrainStep:
     def _step(self) -> None:
         """The step itself; no read-back from the device."""
         at = self.order.index_select(0, self.cursor).squeeze(0)
-        lr = self.lrs.index_select(0, self.cursor).squeeze(0)
-        for group in self.optimizer.param_groups:
-            group["lr"].copy_(lr)
+        self.lr.copy_(self.lrs.index_select(0, self.cursor).squeeze(0))
         images = self.prepare.train(self.split.images.index_select(0, at), self.generator)
         labels = self.split.labels.index_select(0, at)
         self.optimizer.zero_grad(set_to_none=True)
@@ -127,10 +130,8 @@ class TrainStep:
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)  # fused: on a non-finite gradient fp16 skips the update on the device
         self.scaler.update()
-        loss = loss.detach().double()
-        self.totals[0] += loss * self.batch_size
-        self.totals[1] += (logits.argmax(1) == labels).sum()
-        self.totals[2] = torch.where((self.totals[2] < 0) & ~torch.isfinite(loss), self.cursor.double()[0], self.totals[2])
+        self.losses.index_copy_(0, self.cursor, loss.detach().view(1))
+        self.hits.index_copy_(0, self.cursor, (logits.argmax(1) == labels).sum().view(1))
         self.cursor += 1
 
     def capture(self) -> str | None:
@@ -171,7 +172,7 @@ class TrainStep:
         self.start_epoch(0, [lr] * self.steps)
         for _ in range(min(2, self.steps)):
             graph.replay() if graph is not None else self._step()
-        return float(self.totals[0])
+        return float(self.losses.sum())
 
     def _tensors(self) -> Iterator[torch.Tensor]:
         """Every tensor that a step changes, beside the epoch's own buffers."""
@@ -202,8 +203,8 @@ class TrainStep:
 def _record(work: Callable[[], Any], *generators: torch.Generator) -> "tuple[torch.cuda.CUDAGraph, Any]":
     """`work` captured as a CUDA graph that draws anew from `generators` at each replay, and what `work` returned.
 
-    A capture that fails leaves its own stream current and, in torch before 2.12, every generator in the middle of a capture,
-    where the next random number raises: both are put right before the error goes on.
+    A capture that fails leaves its own stream current and, in torch where graphs do not register generators by themselves, every
+    generator in the middle of a capture, so that the next random number raises: both are put right before the error goes on.
     """
     graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     if hasattr(graph, "register_generator_state"):
@@ -305,13 +306,12 @@ def train_one_epoch(step: TrainStep, seed: int, lrs: list[float], check: Callabl
         check(f"in {title.lower()}, step {i + 1}")
         if on_cpu and announce and i == 4:
             announce((time.perf_counter() - start) / 5)
-        if on_cpu and step.totals[2] >= 0:  # free on a CPU; on a GPU the only read-back is the one after the epoch
+        if on_cpu and not torch.isfinite(step.losses[i]):  # free on a CPU; on a GPU the only read-back is the one after the epoch
             break
-    loss, correct, bad = step.totals.tolist()
-    if bad >= 0:
-        raise RunError(f"the loss is not finite in {title.lower()}, step {int(bad) + 1}: lower --lr, or use --amp off; best.pt is untouched")
-    seen = step.steps * step.batch_size
-    return loss / seen, correct / seen
+    losses = step.losses.cpu().double()
+    if len(bad := torch.isfinite(losses).logical_not().nonzero()):
+        raise RunError(f"the loss is not finite in {title.lower()}, step {int(bad[0]) + 1}: lower --lr, or use --amp off; best.pt is untouched")
+    return float(losses.mean()), int(step.hits.sum()) / (step.steps * step.batch_size)
 
 
 def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare: Preprocess, run: Run, *,
@@ -336,8 +336,6 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
     optimizer = make_optimizer(model, recipe, device)
     if done and run.optimizer_state is not None:
         optimizer.load_state_dict(run.optimizer_state)
-        for group in optimizer.param_groups:
-            group["lr"] = torch.zeros((), device=device)
     step = TrainStep(model, splits.train, prepare, optimizer, recipe.batch_size, recipe.label_smoothing, amp)
     set_train_mode(model)
     forward = None

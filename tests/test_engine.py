@@ -67,7 +67,7 @@ def test_step_equals_a_plain_loop(splits):
         step()
 
     optimizer = torch.optim.SGD(twin.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3, fused=False, foreach=False)
-    loss_sum, correct = 0.0, 0
+    losses, correct = [], []
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (splits.mean, splits.std))
     for batch in order:
         images, labels = (splits.train.images[batch].float() / 255 - mean) / std, splits.train.labels[batch]
@@ -76,9 +76,10 @@ def test_step_equals_a_plain_loop(splits):
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        loss_sum, correct = loss_sum + loss.item() * len(batch), correct + int((logits.argmax(1) == labels).sum())
-    assert step.totals[0].item() == pytest.approx(loss_sum, rel=1e-4)
-    assert step.totals[1].item() == pytest.approx(correct, abs=1)
+        losses.append(loss.item())
+        correct.append(int((logits.argmax(1) == labels).sum()))
+    assert step.losses.tolist() == pytest.approx(losses, rel=1e-4)
+    assert sum(step.hits.tolist()) == pytest.approx(sum(correct), abs=1)
     for a, b in zip(model.parameters(), twin.parameters()):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 

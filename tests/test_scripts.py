@@ -116,7 +116,7 @@ def test_a_finished_run_is_left_alone(straight):
     refused = run(cwd, *flags)
     assert refused.returncode == 2 and "--resume, or choose a new --name" in refused.stderr
     changed = run(cwd, *flags, "--resume", "--lr", "0.5")
-    assert changed.returncode == 2 and "lr: 0.01 -> 0.5" in changed.stderr
+    assert changed.returncode == 2 and "lr: 0.1 -> 0.5" in changed.stderr
     assert {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in folder.iterdir()} == before
 
 
