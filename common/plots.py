@@ -205,6 +205,33 @@ def ablation(rows: Sequence[Mapping[str, object]], curves: Mapping[str, Sequence
         epochs.legend(fontsize=8)
 
 
+def study(rows: Sequence[Mapping[str, object]], path: str | Path, note: str) -> None:
+    """Saves two panels: each row's test accuracy (a dot) beside the report's, and its val accuracy by epoch.
+
+    Args:
+        rows: with name, top1, std (percent), report (percent or None) and curve (val percent by epoch).
+    """
+    colors = (MUTED, VAL, TRAIN, "#009E73", ACCENT, "#CC79A7", "#56B4E9", "black")
+    with new_figure(path, "CIFAR-10: what each step brings", (11, 1.9 + 0.34 * len(rows)), note) as figure:
+        accuracy, epochs = figure.subplots(1, 2, width_ratios=(1, 1.1))
+        for y, row in enumerate(rows):
+            color = colors[y % len(colors)]
+            accuracy.errorbar(row["top1"], y, xerr=row["std"] or None, fmt="o", color=color, markersize=8, capsize=3)
+            accuracy.annotate(f"{row['top1']:.2f}", (row["top1"], y), (0, 7), textcoords="offset points", ha="center", color=color, fontweight="bold", fontsize=8)
+            if row["report"] is not None:
+                accuracy.plot(row["report"], y, "D", color="white", markeredgecolor="black", markersize=5.5, zorder=1.9)
+            epochs.plot(range(1, len(row["curve"]) + 1), row["curve"], _line(len(row["curve"])), color=color, label=row["name"])
+        accuracy.plot([], [], "o", color="black", markersize=8, label="ours")
+        accuracy.plot([], [], "D", color="white", markeredgecolor="black", markersize=5.5, label="the report")
+        accuracy.set(yticks=range(len(rows)), yticklabels=[row["name"] for row in rows], xlabel="top-1 (%)", ylim=(len(rows) - 0.4, -0.7))
+        accuracy.margins(x=0.12)
+        accuracy.legend(loc="lower left")
+        accuracy.set_title("test accuracy")
+        epochs.set(xlabel="epoch", ylabel="val top-1 (%)", title="val accuracy while training")
+        epochs.xaxis.set_major_locator(MaxNLocator(integer=True))
+        epochs.legend(fontsize=8, loc="lower right")
+
+
 def size_curve(points: Sequence[Mapping[str, object]], path: str | Path) -> None:
     """Saves two panels against the input size: test accuracy, and training time.
 
@@ -219,7 +246,8 @@ def size_curve(points: Sequence[Mapping[str, object]], path: str | Path) -> None
             accuracy.errorbar(x, y, spread, fmt="o-", color=color, capsize=3, label=weights)
             cost.plot(x, seconds, "o-", color=color, label=weights)
         accuracy.set(xlabel="input size (px)", ylabel="test top-1 (%)")
-        cost.set(xlabel="input size (px)", ylabel="training time (s)", yscale="log")
+        cost.set(xlabel="input size (px)", ylabel="training time (s)")
+        cost.set_ylim(bottom=0)
         for axes in (accuracy, cost):
             axes.set_xticks(sorted({point["px"] for point in points}))
         accuracy.legend(fontsize=8)

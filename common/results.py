@@ -227,6 +227,22 @@ def size_curve(found: Sequence[Found], path: Path) -> bool:
     return True
 
 
+def study_figure(found: Sequence[Found], path: Path) -> bool:
+    """Draw every full-budget row but the input sizes, accuracy beside the report's and val curves, if there is one; whether it did."""
+    rows = []
+    for row in ROWS:
+        for runs in groups(row, found):
+            if runs[0].recipe["train_limit"] is None and row not in (PRETRAINING, *SIZES):
+                top1 = t_interval([100 * run.result["test_top1"] for run in runs])
+                curves = [[100 * float(line["val_top1"]) for line in run.history] for run in runs]
+                report = re.search(r"[\d.]+", row.report)
+                rows.append({"name": row.title, "top1": top1.mean, "std": top1.std if len(runs) > 1 else 0.0, "report": report and float(report[0]),
+                             "curve": [sum(values) / len(values) for values in zip(*curves)]})
+    if rows:
+        plots.study(rows, path, "Dots: means over seeds, with their standard deviation; the report's figures are on val where the table says so. Curves: means over seeds.")
+    return bool(rows)
+
+
 def copy(source: Path, target: Path) -> int:
     """Copy the small files of every run, ablation, analysis and bench below `source`; the number of places. One of the same name is replaced."""
     places = [(run.folder, target / run.script / run.folder.name, RUN_FILES) for run in find(source)]
@@ -249,7 +265,8 @@ def overview(found: Sequence[Found], target: Path) -> str:
     about = target / "about.md"  # what no file of a run knows: the state of the data, who shared the machine
     text = ["# Measured results", "", "Written by `python -m common.results`; every number comes from the files beside it. *training* is the sum of the epochs, "
             "evaluation included; *wall-clock* is the whole process, imports, data, test and figures included.", "",
-            *([about.read_text()] if about.is_file() else []), table(found), "## Ablation", "", ablation(target)]
+            *([about.read_text()] if about.is_file() else []), table(found),
+            *(["![study](study.png)", ""] if study_figure(found, target / "study.png") else []), "## Ablation", "", ablation(target)]
     for path in sorted(target.glob("ablation/*/ablation.md")):
         here = path.parent.relative_to(target)
         text += [f"### ablation / {path.parent.name}", "", *path.read_text().split("\n")[2:], f"![arms]({here}/ablation.png)", ""]

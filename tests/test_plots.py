@@ -134,6 +134,24 @@ def test_a_single_epoch_is_a_dot(tmp_path: Path, kept: list[Figure]) -> None:
     assert [line.get_marker() for line in kept[1].axes[0].lines] == [".", ".", "*"]
 
 
+def test_study_shows_ours_beside_the_report(tmp_path: Path, kept: list[Figure]) -> None:
+    rows = [{"name": "a", "top1": 73.5, "std": 0.3, "report": 73.3, "curve": [40.0, 60.0, 70.0]},
+            {"name": "b", "top1": 95.1, "std": 0.0, "report": None, "curve": [50.0, 80.0, 90.0, 95.0]}]
+    plots.study(rows, tmp_path / "s.png", "a note")
+    accuracy, epochs = kept[0].axes
+    assert [text.get_text() for text in accuracy.texts] == ["73.50", "95.10"]
+    assert [list(line.get_xdata()) for line in accuracy.lines if line.get_marker() == "D" and len(line.get_xdata())] == [[73.3]]
+    assert [list(line.get_ydata()) for line in epochs.lines] == [row["curve"] for row in rows]
+
+
+def test_size_curve_has_a_line_for_each_kind_of_weights(tmp_path: Path, kept: list[Figure]) -> None:
+    points = [{"weights": name, "px": px, "top1": 80 + px / 10, "std": 0.2, "seconds": px**2} for name in ("own", "ImageNet") for px in (64, 32)]
+    plots.size_curve(points, tmp_path / "s.png")
+    accuracy, cost = kept[0].axes
+    assert [list(line.get_xdata()) for line in cost.lines] == [[32, 64]] * 2 and [list(line.get_ydata()) for line in cost.lines] == [[1024, 4096]] * 2
+    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["own", "ImageNet"]
+
+
 def test_same_figure_twice_is_the_same_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     for name in ("a.png", "b.png"):
