@@ -72,8 +72,14 @@ def _cpu_has_bf16() -> bool:
 
 
 def wants_compile(runtime: Runtime, device: torch.device, training_images: int) -> bool:
-    """Whether to compile: `auto` only on a GPU and for a run long enough; never without a working compiler, and says so."""
+    """Whether to compile: `auto` only on a GPU and for a run long enough; never without a working compiler, and says so.
+
+    What Inductor and Triton compile is kept beside the decoded images, unless $TORCHINDUCTOR_CACHE_DIR names another place.
+    """
     wanted = runtime.compile == "on" or (runtime.compile == "auto" and device.type == "cuda" and training_images >= COMPILE_PAYS_AFTER)
+    if wanted:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(home / "cifar10-study" / "inductor"))  # the default is a folder that a reboot empties
     if wanted and (problem := toolchain.compile_ready(device.type)):
         print(f"not compiled: {problem}")
         return False
