@@ -824,3 +824,22 @@ def test_real_cifar_10(cifar10_dir: Path) -> None:
     assert in_source_order(splits)[1][:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3], "not in the official order"
     assert splits.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     assert splits.split_hash == "d35c25fad089738a"
+
+
+def test_the_readme_turns_tiny_imagenet_into_a_class_folder_set(tmp_path):
+    """Its commands, run on a folder laid out as the archive is: images a level deeper, val in one folder with a list, test unlabelled."""
+    root, rng = tmp_path / "tiny-imagenet-200", np.random.RandomState(0)
+    classes = ("n01443537", "n01629819")
+    for name in classes:
+        for i in range(6):
+            write_image(root / "train" / name / "images" / f"{name}_{i}.JPEG", rng.randint(0, 256, (3, 64, 64)).astype(np.uint8))
+        (root / "train" / name / f"{name}_boxes.txt").write_text("n_0.JPEG\t0\t0\t62\t62\n")
+    for i in range(4):
+        write_image(root / "val" / "images" / f"val_{i}.JPEG", rng.randint(0, 256, (3, 64, 64)).astype(np.uint8))
+    (root / "val" / "val_annotations.txt").write_text("".join(f"val_{i}.JPEG\t{classes[i % 2]}\t0\t32\t44\t62\n" for i in range(4)))
+    write_image(root / "test" / "images" / "test_0.JPEG", rng.randint(0, 256, (3, 64, 64)).astype(np.uint8))
+    commands = (ROOT / "README.md").read_text().split("<!-- tiny-imagenet -->\n```sh\n")[1].split("```")[0]
+    subprocess.run(["bash", "-euc", commands], cwd=tmp_path, check=True)
+    splits = load_splits(Recipe(val_size=2), Runtime(data_dir=str(root)))
+    assert splits.classes == classes and splits.image_size == 64
+    assert (len(splits.train), len(splits.val), len(splits.test)) == (10, 2, 4) and splits.test.labels.tolist() == [0, 0, 1, 1]
