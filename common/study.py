@@ -52,6 +52,8 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     """
     started = next(_starts, time.perf_counter())
     device = set_up(runtime, recipe.seed)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)  # what an earlier run of this process needed is not this one's
     amp = amp_dtype(runtime, device, recipe.model)
     splits = load_splits(recipe, runtime)
     versions = {**environment(device), "precision": str(amp or torch.float32).removeprefix("torch.")}

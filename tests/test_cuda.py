@@ -1,5 +1,7 @@
 """What only a GPU can show: the captured step equals the eager one, and everything random stays random inside a graph."""
 import copy
+import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,10 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from common import engine, models, synthetic
+from common import engine, models, runs, synthetic
 from common.augment import Augmentation
 from common.config import Recipe, Runtime, Stage
 from common.data import make_splits
+from common.errors import RunError
 from common.runtime import amp_dtype, pick_device
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")]
@@ -227,20 +230,91 @@ def test_bf16_is_chosen_where_the_gpu_has_it():
     assert amp_dtype(Runtime(), pick_device(Runtime()), "efficientnet_b2") == expected
 
 
+def script(cwd: Path, *words: str) -> subprocess.CompletedProcess:
+    done = subprocess.run([sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_smoke_run_and_analysis_on_the_gpu(tmp_path):
-    for command in (["train_effnet.py", "--resize", "2", "--smoke", "--compile", "off"], ["analyze.py", "--ckpt", "best.pt", "--faithfulness", "50"]):
-        done = subprocess.run([sys.executable, ROOT / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    for words in (["train_effnet.py", "--resize", "2", "--smoke", "--compile", "off"], ["analyze.py", "--ckpt", "best.pt", "--faithfulness", "50"]):
+        done = script(tmp_path, str(ROOT / words[0]), *words[1:])
         assert "eager steps" not in done.stdout and "eager evaluation" not in done.stdout
+    result = json.loads(next(tmp_path.glob("runs/train_effnet/*/result.json")).read_text())
+    assert result["peak_memory_bytes"] > 0 and "CPU" not in result["versions"]["hardware"]
+
+
+def test_a_compiled_run_on_the_gpu(tmp_path):
+    done = script(tmp_path, str(ROOT / "train_improved.py"), "--smoke", "--compile", "on")
+    assert "not compiled" not in done.stdout and "eager steps" not in done.stdout
+
+
+def test_deterministic_twice_is_identical_on_the_gpu(tmp_path):
+    results = []
+    for name in "ab":
+        script(tmp_path, str(ROOT / "train_improved.py"), "--smoke", "--deterministic", "--name", name)
+        results.append(json.loads((tmp_path / "runs/train_improved" / name / "result.json").read_text()))
+    assert all(results[0][key] == results[1][key] for key in ("test_loss", "test_top1", "val_loss", "clean_train_loss"))
+
+
+def test_the_bench_measures_every_variant(tmp_path):
+    script(tmp_path, "-m", "common.bench", "--quick", "--compile", "--models", "simple_cnn", "--batch-sizes", "125", "--json", "bench.json")
+    found = {one["variant"]: one for one in json.loads((tmp_path / "bench.json").read_text())["results"]}
+    assert {"train plain", "train plain+amp", "train ours eager", "train ours captured", "train ours compiled", "data ours", "eval ours"} <= found.keys()
+    assert all(one["peak_bytes"] > 0 for one in found.values())
+
+
+def test_out_of_memory_names_a_smaller_batch(splits, tmp_path):
+    recipe = replace(SMALL, model="efficientnet_b2", batch_size=500, resize=16)  # about a terabyte
+    model = models.build("efficientnet_b2").to("cuda", memory_format=torch.channels_last)
+    prepare = engine.Preprocess(splits.mean, splits.std, 16, SPEC, torch.device("cuda"))
+    with pytest.raises(RunError, match="out of GPU memory at --batch-size 500: try --batch-size 250"):
+        engine.fit(model, splits, Stage("train", 1, 0.01), recipe, prepare, new_run(tmp_path, recipe, splits, prepare))
+
+
+def test_peak_memory_of_a_run_leaves_out_the_one_before(tmp_path, monkeypatch):
+    import train_baseline
+    import train_effnet
+
+    monkeypatch.chdir(tmp_path)
+    peaks = []
+    for module, model in ((train_baseline, "simple_cnn"), (train_effnet, "efficientnet_b2"), (train_baseline, "simple_cnn")):
+        recipe = replace(module.RECIPES["default"], **module.SMOKE[model], **({"epochs": 1} if "epochs" not in module.SMOKE[model] else {}))
+        peaks.append(module.train(recipe, Runtime(run_name=f"run{len(peaks)}"))["peak_memory_bytes"])
+    assert peaks[2] == pytest.approx(peaks[0], rel=0.2) and peaks[1] > 2 * peaks[0]
+
+
+def test_resume_on_the_gpu_goes_on_where_it_stopped(splits, tmp_path):
+    recipe = replace(SMALL, optimizer="adamw", lr=1e-3)
+    prepare = engine.Preprocess(splits.mean, splits.std, 1, SPEC, torch.device("cuda"))
+
+    def fit(folder: Path, epochs: int, model: nn.Module | None = None, run=None):
+        torch.manual_seed(0)
+        model = model or models.build("improved_cnn").to("cuda", memory_format=torch.channels_last)
+        run = run or new_run(folder, recipe, splits, prepare)
+        engine.fit(model, splits, Stage("train", epochs, 1e-3), recipe, prepare, run)
+        return run
+
+    straight = fit(tmp_path / "straight", 4)
+    fit(tmp_path / "parts", 2)
+    again, fresh = new_run(tmp_path / "parts", recipe, splits, prepare), models.build("improved_cnn").to("cuda", memory_format=torch.channels_last)
+    again.restore(fresh)
+    fit(tmp_path / "parts", 4, fresh, again)
+    assert len(again.history) == 4
+    for a, b in zip(straight.history, again.history):
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=1e-2)
+
+
+def new_run(folder: Path, recipe, splits, prepare) -> runs.Run:
+    folder.mkdir(parents=True, exist_ok=True)
+    arch = models.architecture(recipe.model, num_classes=10, input_size=32 * recipe.resize)
+    return runs.Run(folder, recipe, runs.card(arch, splits, recipe, splits.mean, splits.std, prepare.clean(splits.val.images[:4]).cpu(), {}))
 
 
 def test_fit_on_the_gpu_learns(splits, tmp_path):
-    from common import runs
-
     model = models.build("improved_cnn").to("cuda", memory_format=torch.channels_last)
     prepare = engine.Preprocess(splits.mean, splits.std, 1, Augmentation(), torch.device("cuda"))
-    card = runs.card(models.architecture("improved_cnn", num_classes=10), splits, SMALL, splits.mean, splits.std, prepare.clean(splits.val.images[:4]).cpu(), {})
-    run = runs.Run(tmp_path, SMALL, card)
+    run = new_run(tmp_path, SMALL, splits, prepare)
     engine.fit(model, splits, Stage("train", 8, 0.02), SMALL, prepare, run, amp=torch.bfloat16)
     assert run.history[-1]["train_loss"] < run.history[0]["train_loss"] - 0.3
     runs.load_model(tmp_path / "best.pt", "cuda")
