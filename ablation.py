@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import train_effnet
-from common.config import Parser, Recipe, Runtime, add_flags, collect, option
+from common.config import Parser, Recipe, Runtime, add_flags, collect, difference, option
 from common.errors import InputError, run_script
 
 CONTROL = "EfficientNetB2_Pretrained"
@@ -96,6 +96,16 @@ def run_job(arm: str, seed: int, control: Recipe, runtime: Runtime, study: Path)
         failed.write_text(f"{type(error).__name__}: {error}\n")
 
 
+def refuse_other_recipes(jobs: list[tuple[str, int]], control: Recipe, study: Path) -> None:
+    """Raise InputError if a run of the study was made with other settings: two studies never mix in one folder."""
+    from common.files import read_json
+
+    for arm, seed in jobs:
+        card = study / f"{arm}-seed{seed}" / "recipe.json"
+        if card.is_file() and (changes := difference(read_json(card)["recipe"], asdict(replace(control, seed=seed, **ARMS[arm])))):
+            raise InputError(f"{card.parent} holds a run with other settings ({'; '.join(changes)}): restore them, or choose a new --name")
+
+
 def pretrain_for_smoke(control: Recipe, runtime: Runtime, study: Path) -> Recipe:
     """The control with weights from a tiny training run of its own, so that a trial needs no network."""
     weights = study / "pretraining" / "best.pt"
@@ -117,6 +127,7 @@ def main() -> int:
         load_splits(control, runtime)  # missing data ends the study at once, not arm by arm
         if runtime.smoke and control.weights is None:
             control = pretrain_for_smoke(control, runtime, study)
+        refuse_other_recipes(mine, control, study)
         started, left = time.monotonic(), len(mine)
         for done, (arm, seed) in enumerate(mine):
             pace = (time.monotonic() - started) / done if done else None
@@ -130,7 +141,8 @@ def main() -> int:
     best = compare.best_checkpoint(table, study)
     if best is not None and not options.collect:
         print(runs.publish(best))
-    return 0 if options.shard or not table["missing"] and not table["failed"] else 1
+    own_failed = table["failed"].keys() & {f"{arm}-seed{seed}" for arm, seed in mine}
+    return 1 if own_failed or not options.shard and (table["missing"] or table["failed"]) else 0
 
 
 if __name__ == "__main__":

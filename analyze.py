@@ -1,6 +1,6 @@
 """What a checkpoint gets wrong, how sure it is, and where it looks.
 
-    python analyze.py --ckpt best.pt                     # the test images; the data is found as in training
+    python analyze.py --ckpt best.pt                     # the test images; the data of its training, or --data-dir
     python analyze.py --ckpt best.pt --split val         # the images that its training held out
     python analyze.py --ckpt best.pt --layer blocks.1    # Grad-CAM at another layer; a wrong name lists them all
 

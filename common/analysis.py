@@ -3,6 +3,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,9 +43,14 @@ def open_split(path: str, card: Mapping[str, Any], recipe: Recipe, name: str, li
                generator: torch.Generator) -> tuple[Split, str]:
     """(images to analyse, on the CPU, and where they come from); `limit` of them are drawn with the generator.
 
+    The data is that of --data-dir, or of the training's --data-dir if it is still there, or found as in training.
+
     Raises:
         InputError: no data, or other classes, another image size or, for val, another split than the checkpoint's.
     """
+    trained_on = card.get("data_dir")
+    if not runtime.data_dir and trained_on and Path(trained_on).is_dir():
+        runtime = replace(runtime, data_dir=trained_on)
     if recipe.synthetic and runtime.data_dir:
         raise InputError(f"--data-dir {runtime.data_dir}: {path} was trained on the drawn set, which needs no data; leave the flag out")
     try:

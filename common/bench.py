@@ -11,7 +11,6 @@ captured as a CUDA graph, or compiled and captured. Variants take turns, so that
 figures are medians over the turns with their range. *Cold* is the time from nothing to the end of the first step.
 """
 import argparse
-import json
 import os
 import statistics
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Parser, Runtime, add_flags, collect, option
-from common.errors import run_script
+from common.errors import InputError, run_script
 
 MODELS = {"simple_cnn": 1, "improved_cnn": 1, "se_resnet18": 1, "efficientnet_b2": 2}  # name → resize
 IMAGES = 10_000  # drawn ones: speed does not depend on what they show
@@ -94,13 +93,20 @@ class _Bench:
 
     def run(self, names: list[str], batch_sizes: list[int] | None) -> int:
         """Measure and print; 0."""
+        if self.options.json:
+            folder = Path(self.options.json).resolve().parent
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):  # found before minutes of measuring
+                raise InputError(f"--json {self.options.json}: {folder} cannot be written; choose another place")
         env = self.report["environment"]
         print(f"{env['hardware']}, torch {env['torch']}")
         for name in names:
             for batch_size in [None] if self.options.trajectory else batch_sizes or ([125, 500, 1000] if self.cuda else [125]):
                 self.case(name, batch_size) if batch_size else self.trajectory(name)
         if self.options.json:
-            Path(self.options.json).write_text(json.dumps(self.report, indent=2) + "\n")
+            from common.files import write_json
+
+            write_json(Path(self.options.json), self.report)
         return 0
 
     def case(self, name: str, batch_size: int) -> None:

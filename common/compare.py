@@ -50,7 +50,7 @@ def collect(study: Path, arms: Sequence[str], seeds: Sequence[int], control: str
                 missing.append(folder.name)
     rows = [_row(arm, results[arm], results.get(control, {}), study, control) for arm in arms if results[arm]]
     first = next((found for by_seed in results.values() for found in by_seed.values()), None)
-    return {"control": control, "seeds": list(seeds), "source": first and first["source"], "versions": first and first["versions"], "rows": rows,
+    return {"control": control, "seeds": list(seeds), "source": first and first["source"], "class_names": first and first.get("class_names"), "versions": first and first["versions"], "rows": rows,
             "missing": missing, "failed": failed}
 
 

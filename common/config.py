@@ -99,7 +99,7 @@ class Runtime:
 
 
 FLAG_NAMES = {"run_name": "--name"}
-METAVARS = {"weights": "FILE", "ckpt": "FILE", "json": "FILE", "data_dir": "DIR", "out": "DIR", "rotation": "DEGREES"}
+METAVARS = {"weights": "FILE", "ckpt": "FILE", "json": "FILE", "data_dir": "DIR", "out": "DIR", "target": "DIR", "pretraining": "DIR", "shard": "I/N", "rotation": "DEGREES"}
 COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay", "seed")
 
 

@@ -234,12 +234,13 @@ def trace_words(trace: Sequence[tuple[str, tuple[int, ...]]], size: int) -> list
     return words
 
 
-def load_weights(model: nn.Module, name: str, path: str | None) -> str:
+def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = False) -> str:
     """Load pretrained weights into `model`, keeping its own head where the number of classes differs.
 
     Args:
         path: an ImageNet state dict (efficientnet-pytorch's for B2, torchvision's ResNet-18 for SE-ResNet18) or a checkpoint
             of this project; None downloads the ImageNet file. A sha256 prefix in the file's name is checked.
+        offline: never download.
 
     Returns:
         A line that says what was loaded and what stays fresh.
@@ -247,7 +248,7 @@ def load_weights(model: nn.Module, name: str, path: str | None) -> str:
     Raises:
         InputError: no such file, damaged, of another architecture, or no download possible.
     """
-    file = Path(path).expanduser() if path else _download(name)
+    file = Path(path).expanduser() if path else _download(name, offline)
     if not file.is_file():
         raise InputError(f"--weights {file} does not exist: give a file, or --no-pretrained for random weights")
     check_named_digest(file)
@@ -271,7 +272,7 @@ def load_weights(model: nn.Module, name: str, path: str | None) -> str:
     return f"weights: {file.name} ({kind}; {len(loaded)} tensors{fresh})"
 
 
-def _download(name: str) -> Path:
+def _download(name: str, offline: bool) -> Path:
     """The ImageNet weights of `name` in torch's cache folder, fetched once and checked by their sha256 prefix."""
     if name not in IMAGENET_URLS:
         raise InputError(f"{name} has no ImageNet weights: leave --pretrained out, or give --weights FILE")
@@ -279,6 +280,9 @@ def _download(name: str) -> Path:
     target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     if target.is_file():
         return target
+    ways = f"fetch {url} by hand and give --weights FILE, or use --no-pretrained"
+    if offline:
+        raise InputError(f"no ImageNet weights in {target.parent} and --offline forbids a download: {ways}")
     prefix = target.stem.rsplit("-", 1)[1]
     before = socket.getdefaulttimeout()
     try:
@@ -286,8 +290,7 @@ def _download(name: str) -> Path:
         socket.setdefaulttimeout(TIMEOUT_S)
         torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix)
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        raise InputError(f"ImageNet weights cannot be downloaded ({reason(error)}): fetch {url} by hand and "
-                         "give --weights FILE, or use --no-pretrained") from None
+        raise InputError(f"ImageNet weights cannot be downloaded ({reason(error)}): {ways}") from None
     finally:
         socket.setdefaulttimeout(before)
     return target

@@ -10,6 +10,7 @@ Finished steps are skipped and interrupted ones go on, so the same command may b
 others running, is named at the end, and the exit code is 1. At the end docs/results and README.md's tables are written anew.
 """
 import argparse
+import json
 import shlex
 import signal
 import subprocess
@@ -18,11 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
-
-from common import results
 from common.config import Parser, Runtime, add_flags, collect, option
-from common.data import SUFFIXES
 from common.errors import InputError, Interrupted, run_script
 
 
@@ -39,10 +36,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the study: its words after `python`, and the file that shows it is finished (None: it sees for itself)."""
+    """One command of the study: its words after `python`, the file that shows it is finished (None: it sees for itself), and one it needs."""
 
     command: list[str]
     done: Path | None = None
+    needs: Path | None = None
 
     def words(self) -> list[str]:
         """The command, going on with a run that was interrupted."""
@@ -55,29 +53,34 @@ def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[Step]
     Raises:
         InputError: own weights are asked for without a set to pretrain on.
     """
-    own_weights = bool(options.pretraining or runtime.smoke)
-    if options.start_from == "own" and not own_weights:
+    from common import results  # after the command line has been read: torch takes seconds to import
+
+    pretrain = bool(options.pretraining or runtime.smoke)
+    if options.start_from == "own" and not pretrain:
         raise InputError("--start-from own needs --pretraining DIR, the class-folder set to pretrain on")
     out, data, device = Path(runtime.out), _flags(runtime, "data_dir"), _flags(runtime, "device")
     shared = [*_flags(runtime, "out", "device"), *["--smoke"] * runtime.smoke]
-    imagenet = ["--weights", options.weights] if options.weights else []
-    own = ["--weights", str(out / "train_effnet" / f"{results.PRETRAINING.key}-seed{seeds[0]}" / "best.pt")]
-    start = own if options.start_from == "own" else imagenet
-    changed = {
-        results.PRETRAINING: ["train_effnet.py", "--resize", str(_resize_to_64(options)), "--no-pretrained",
-                              *(["--data-dir", options.pretraining] if options.pretraining else [])],
-        results.OWN: ["train_effnet.py", "--resize", "2", *own, *data],
-        results.IMAGENET: ["train_effnet.py", "--resize", "2", *imagenet, *data],
-        **{row: [*row.command.split(), *start, *data] for row in results.SIZES},
-    }
-    skipped = ([] if own_weights else [results.PRETRAINING, results.OWN]) + ([results.IMAGENET] if options.start_from == "own" else [])
+    pretrained = out / "train_effnet" / "pretraining" / "result.json"
+    own, imagenet = ["--weights", str(pretrained.with_name("best.pt"))], ["--weights", options.weights] if options.weights else []
+    start, suffix, needed = (own, "-own", pretrained) if options.start_from == "own" else (imagenet, "", None)
     steps = [Step(["-m", "common.bench", *device, "--json", str(out / "bench.json"), *["--quick"] * runtime.smoke], out / "bench.json")]
-    for row in (row for row in results.ROWS if row not in skipped):
-        for seed in seeds[:1] if row is results.PRETRAINING else seeds:
-            name = f"{row.key}-seed{seed}"
-            command = [*changed.get(row, [*row.command.split(), *data]), "--seed", str(seed), "--name", name, *shared]
-            steps.append(Step(command, out / row.script / name / "result.json"))
-    return [*steps, Step(["ablation.py", "--all", "--seeds", *map(str, seeds), *start, *data, "--name", "study", *shared])]
+    for row in results.ROWS:
+        if row is results.PRETRAINING:
+            words = ["train_effnet.py", "--resize", str(_resize_to_64(options)), "--no-pretrained", *(["--data-dir", options.pretraining] if options.pretraining else [])]
+            steps += [Step([*words, "--name", "pretraining", *shared], pretrained)] * pretrain
+            continue
+        if row is results.OWN and not pretrain or row is results.IMAGENET and options.start_from == "own":
+            continue
+        words, needs, name = row.command.split(), None, row.key
+        if row is results.OWN:
+            words, needs = [*words[:-2], *own], pretrained
+        elif row is results.IMAGENET:
+            words += imagenet
+        elif row in results.SIZES:
+            words, needs, name = [*words, *start], needed, name + suffix
+        steps += [Step([*words, *data, "--seed", str(seed), "--name", f"{name}-seed{seed}", *shared], out / row.script / f"{name}-seed{seed}" / "result.json", needs)
+                  for seed in seeds]
+    return [*steps, Step(["ablation.py", "--all", "--seeds", *map(str, seeds), *start, *data, "--name", f"study{suffix}", *shared], None, needed)]
 
 
 def _flags(runtime: Runtime, *names: str) -> list[str]:
@@ -89,7 +92,11 @@ def _resize_to_64(options: Options) -> int:
     """The enlargement that brings the images of the pretraining set to 64 px or just above."""
     if not options.pretraining:
         return 2
-    first = next((path for path in sorted(Path(options.pretraining).glob("train/*/*")) if path.suffix.lower() in SUFFIXES), None)
+    import cv2
+
+    from common.data import SUFFIXES
+
+    first = next((path for path in Path(options.pretraining).glob("train/*/*") if path.suffix.lower() in SUFFIXES), None)
     image = cv2.imread(str(first)) if first else None
     if image is None:
         raise InputError(f"--pretraining {options.pretraining} holds no train/<class>/<image>: give the folder of a class-folder set")
@@ -108,27 +115,28 @@ def run(words: Sequence[str]) -> int:
         raise
 
 
-def best_checkpoint(out: Path) -> Path | None:
-    """best.pt of the finished ten-class run with the highest val accuracy; test plays no part in the choice."""
-    runs = [found for found in results.find(out) if found.result["classes"] == results.CIFAR_CLASSES and found.script.startswith("train_")]
-    return max(runs, key=lambda found: found.result["val_top1"]).folder / "best.pt" if runs else None
+def best_checkpoint(steps: Sequence[Step]) -> Path | None:
+    """best.pt of the study's finished run with the highest val accuracy, pretraining left out; test plays no part in the choice."""
+    runs = [step.done for step in steps if step.done and step.done.name == "result.json" and step.done.is_file() and step.done.parent.name != "pretraining"]
+    return max(runs, key=lambda path: json.loads(path.read_text())["val_top1"]).with_name("best.pt") if runs else None
 
 
 def main() -> int:
     """Run what is not finished, analyse the best checkpoint, publish; 0, or 1 if a step failed."""
     parser = Parser(prog="python -m common.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, Options())
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N", help="one run of each row per seed (default: 0 1 2)")
-    add_flags(parser, Runtime(), ("data_dir", "device", "out", "smoke"))
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one run of each row per seed (default: 0 1 2; with --smoke: 0)")
+    parser.add_argument("--smoke", action="store_true", help="every step on drawn images: about ten minutes on two cores")
+    add_flags(parser, Runtime(), ("data_dir", "device", "out"))
     given = parser.parse_args()
     options, runtime = collect(given, Options()), collect(given, Runtime())
-    target = Path(options.target)
+    target, seeds = Path(options.target), given.seeds or ([0] if runtime.smoke else [0, 1, 2])
     if runtime.smoke:
         runtime = replace(runtime, out=str(Path(runtime.out) / "reproduce-smoke"))
-        target = Path(runtime.out) / "published"
-    steps, failed = plan(options, runtime, given.seeds), []
+        target = Path(runtime.out).with_name("reproduce-smoke-published")
+    steps, failed = plan(options, runtime, seeds), []
     if options.list:
-        print("\n".join(shlex.join(["python", *step.command]) for step in steps))
+        print("\n".join(shlex.join(["python", *step.command]) for step in steps), "python analyze.py --ckpt BEST  # the best of them by val", sep="\n")
         return 0
     Path(runtime.out).mkdir(parents=True, exist_ok=True)
 
@@ -136,6 +144,9 @@ def main() -> int:
         if step.done and step.done.is_file():
             return
         text = shlex.join(["python", *step.words()])
+        if step.needs and not step.needs.is_file():
+            failed.append(f"not begun, since {step.needs} is missing: {text}")
+            return
         print(f"\n[{place}] {text}", flush=True)
         code = run(step.words())
         if code in (130, 143):
@@ -145,9 +156,11 @@ def main() -> int:
 
     for number, step in enumerate(steps):
         do(step, f"{number + 1}/{len(steps)}")
-    if best := best_checkpoint(Path(runtime.out)):
+    if best := best_checkpoint(steps):
         do(Step(["analyze.py", "--ckpt", str(best), *_flags(runtime, "data_dir", "out", "device")]), "analysis")
-        print(f"{results.publish(Path(runtime.out), target, None if runtime.smoke else Path('README.md'))} results published in {target}")
+    from common import results
+
+    print(f"{results.publish(Path(runtime.out), target, trials=runtime.smoke)} results published in {target}")
     print(*(["", "failed:", *failed] if failed else []), sep="\n")
     return 1 if failed else 0
 

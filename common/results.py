@@ -2,22 +2,28 @@
 
     python -m common.results runs docs/results    # copies, writes docs/results/README.md, fills README.md's tables
 
-Runs that differ only in the seed share a row. What has not been run stands in the table as "not measured". Figures that
-show images of the data set are not copied: the right to publish those is not ours to give.
+A row holds the runs that its command gives, one per seed; a run with other settings gets a line of its own that shows them, in
+docs/results alone. What has not been run stands in the table as "not measured". Trial runs (--smoke) are left out, and so are
+figures that show images of the data set: the right to publish those is not ours to give.
 """
 import csv
+import functools
+import importlib
 import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from common import compare, findings, plots
-from common.config import Parser
+from common.config import COMMON_FLAGS, Parser, Recipe, parse
+from common.data import CLASSES
 from common.errors import InputError, run_script
 from common.files import read_json, write_text
 from common.metrics import Interval, t_interval
+from common.models import IMAGENET_URLS
 
 RUN_FILES = ("recipe.json", "result.json", "history.csv", "curves.png")
 ABLATION_FILES = ("ablation.json", "ablation.csv", "ablation.md", "ablation.png")
@@ -25,9 +31,8 @@ ANALYSIS_FILES = ("analysis.json", "confusion.csv", "confusion.png", "per_class.
 MARK, END = "<!-- results -->", "<!-- end of results -->"
 UNMEASURED = "not measured"
 COLUMNS = {"run": "---", "the report": "---", "test top-1 %": "---:", "val %": "---:", "epochs": "---:", "training": "---:", "wall-clock": "---:",
-           "images/s": "---:", "memory": "---:", "hardware": "---", "command": "---"}  # fmt: skip
+           "images/s, best epoch": "---:", "memory": "---:", "hardware": "---", "command": "---"}  # fmt: skip
 SHORT = tuple(name for name in COLUMNS if name != "command")
-CIFAR_CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Row:
     title: str
     report: str
     command: str
-    fits: Callable[[dict[str, Any]], bool]
+    fits: Callable[[Mapping[str, Any]], bool]
 
     @property
     def script(self) -> str:
@@ -46,23 +51,27 @@ class Row:
         return self.command.split(".py")[0]
 
 
-def _is(**wanted: Any) -> Callable[[dict[str, Any]], bool]:
-    """A test for recipes that hold all these values; `weights=True` asks for any file."""
-    return lambda recipe: all(bool(recipe[k]) == v if isinstance(v, bool) else recipe[k] == v for k, v in wanted.items())
+def _is(own: bool | None = None, **wanted: Any) -> Callable[[Mapping[str, Any]], bool]:
+    """A test for recipes that hold all these values and, if `own` is given, start from weights of this project or from others."""
+    return lambda recipe: all(recipe[key] == value for key, value in wanted.items()) and own in (None, own_weights(recipe))
 
 
-PRETRAINING = Row("pretraining", "EfficientNet-B2, pretraining on another set", "–", "train_effnet.py --resize 2 --no-pretrained --data-dir DIR",
-                  _is(model="efficientnet_b2", pretrained=False))
-OWN = Row("b2-own", "EfficientNet-B2, 64 px, own weights", "–", "train_effnet.py --resize 2 --weights FILE", _is(resize=2, pretrained=True, weights=True))
-IMAGENET = Row("b2", "EfficientNet-B2, 64 px, ImageNet weights", "93.77-93.81", "train_effnet.py --resize 2", _is(resize=2, pretrained=True, weights=False))
+def own_weights(recipe: Mapping[str, Any]) -> bool:
+    """Whether a recipe starts from weights that are not ImageNet's published file."""
+    return recipe["weights"] is not None and Path(recipe["weights"]).name not in {Path(url).name for url in IMAGENET_URLS.values()}
+
+
+PRETRAINING = Row("pretraining", "EfficientNet-B2, pretraining", "–", "train_effnet.py --resize 2 --no-pretrained --data-dir DIR", _is(model="efficientnet_b2", pretrained=False))
+OWN = Row("b2-own", "EfficientNet-B2, 64 px, own weights", "–", "train_effnet.py --resize 2 --weights FILE", _is(True, resize=2, pretrained=True))
+IMAGENET = Row("b2", "EfficientNet-B2, 64 px, ImageNet weights", "93.77-93.81", "train_effnet.py --resize 2", _is(False, resize=2, pretrained=True))
 SIZES = tuple(Row(f"b2-{32 * n}px", f"EfficientNet-B2, {32 * n} px, pretrained", report, f"train_effnet.py --resize {n}", _is(resize=n, pretrained=True))
               for n, report in ((1, "85.99"), (3, "–"), (4, "–")))
 ROWS = (
     Row("baseline", "SimpleCNN", "val 73.30", "train_baseline.py", _is(model="simple_cnn")),
     Row("improved-report", "ImprovedCNN, report's recipe", "84.05", "train_improved.py --recipe report", _is(model="improved_cnn", decay_all=True)),
     Row("improved", "ImprovedCNN", "–", "train_improved.py", _is(model="improved_cnn", decay_all=False)),
-    Row("se-imagenet", "SE-ResNet18, ImageNet stem", "val 83.58", "train_improved.py --model se_resnet18 --stem imagenet", _is(model="se_resnet18", stem="imagenet")),
-    Row("se-cifar", "SE-ResNet18, CIFAR stem", "–", "train_improved.py --model se_resnet18", _is(model="se_resnet18", stem="cifar")),
+    Row("se-imagenet", "SE-ResNet18, ImageNet stem", "val 83.58", "train_improved.py --model se_resnet18 --stem imagenet", _is(model="se_resnet18", stem="imagenet", pretrained=False)),
+    Row("se-cifar", "SE-ResNet18, CIFAR stem", "–", "train_improved.py --model se_resnet18", _is(model="se_resnet18", stem="cifar", pretrained=False)),
     Row("b2-scratch", "EfficientNet-B2, 64 px, from scratch", "83.74", "train_effnet.py --resize 2 --no-pretrained", _is(resize=2, pretrained=False)),
     PRETRAINING,
     OWN,
@@ -71,30 +80,59 @@ ROWS = (
 )
 
 
+@functools.cache
+def _default(row: Row) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The recipe that a row's command gives, and which of its fields are flags of the script."""
+    script = importlib.import_module(row.script)
+    more = {name: getattr(script, name.upper() if name == "flags" else name) for name in ("flags", "pick") if hasattr(script, "pick")}
+    recipe, _ = parse("", script.RECIPES, script.SMOKE, argv=row.command.split()[1:], **more)
+    return asdict(recipe), (*COMMON_FLAGS, *more.get("flags", ()))
+
+
+def changes(row: Row, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run did otherwise than the row's command; seed, the weights' path and the size of another set's images do not count."""
+    free = {"seed", "weights"} | ({"resize"} if row is PRETRAINING else set())
+    return {key: recipe[key] for key, value in _default(row)[0].items() if key not in free and recipe[key] != value}
+
+
 @dataclass(frozen=True)
 class Found:
-    """A finished run: its folder, script, recipe, result and history."""
+    """A finished run: its folder, script, recipe, split, result and history."""
 
     folder: Path
     script: str
     recipe: dict[str, Any]
+    split_hash: str
     result: dict[str, Any]
     history: list[dict[str, str]]
 
     def belongs(self, row: Row) -> bool:
-        """Whether this run counts for a row; drawn images count for none, another data set only for pretraining."""
-        other = self.result.get("classes", CIFAR_CLASSES) != CIFAR_CLASSES
-        return self.result["source"] != "synthetic" and self.script == row.script and other == (row is PRETRAINING) and row.fits(self.recipe)
+        """Whether this run counts for a row; synthetic images count for none, another data set only for pretraining."""
+        return (self.script == row.script and self.result["source"] != "synthetic" and is_cifar10(self.result) != (row is PRETRAINING)
+                and row.fits(self.recipe))
+
+    def alike(self) -> str:
+        """Equal for runs that may share a line: all but seed and weights' path is the same, machine and versions included."""
+        versions = self.result["versions"]
+        return str(({**self.recipe, "seed": None, "weights": own_weights(self.recipe)}, self.split_hash, versions["hardware"], versions["torch"], versions.get("precision")))
 
 
-def find(source: Path) -> list[Found]:
-    """Every finished training run below `source`, sorted by folder; the arms of an ablation are left to its own table."""
+def is_cifar10(result: Mapping[str, Any]) -> bool:
+    """Whether a result is of CIFAR-10's classes; results older than the list of names had ten classes only of CIFAR-10."""
+    names = result.get("class_names")
+    return tuple(names) == CLASSES if names else "10 classes" in str(result["source"]) or str(result["source"]).startswith("CIFAR-10")
+
+
+def find(root: Path, trials: bool = False) -> list[Found]:
+    """Every finished run `root`/<script>/<name>, sorted; those of --smoke only as `trials`."""
     found = []
-    for path in sorted(source.rglob("result.json")):
+    for path in sorted(root.glob("*/*/result.json")):
         card = read_json(path.parent / "recipe.json")
+        if card.get("runtime", {}).get("smoke") and not trials:
+            continue
         with (path.parent / "history.csv").open() as file:
-            found.append(Found(path.parent, card["script"], card["recipe"], read_json(path), list(csv.DictReader(file))))
-    return [run for run in found if not run.script.startswith("ablation/")]
+            found.append(Found(path.parent, card["script"], {**asdict(Recipe()), **card["recipe"]}, card.get("split_hash", ""), read_json(path), list(csv.DictReader(file))))
+    return found
 
 
 def _mean(runs: Sequence[Found], key: str) -> float | None:
@@ -108,21 +146,25 @@ def cells(row: Row, runs: Sequence[Found]) -> dict[str, str]:
     line = dict.fromkeys(COLUMNS, "") | {"run": row.title, "the report": row.report, "test top-1 %": UNMEASURED, "command": f"`python {row.command}`"}
     if not runs:
         return line
-    one = runs[0]
+    one, versions = runs[0], runs[0].result["versions"]
+    other, flags = changes(row, one.recipe), _default(row)[1]
+    title = row.title + (", own weights" if row in SIZES and own_weights(one.recipe) else "")
+    if row is PRETRAINING:
+        title += f" ({len(one.result['class_names'])} classes)"
+    if other:
+        title += f", {other['train_limit']:,} training images" if other.get("train_limit") else ", other settings"
+    words = "".join(f" --{key.replace('_', '-')} {value}" for key, value in other.items() if key in flags and value is not None)
+    rest = ", ".join(f"{key} {value}" for key, value in other.items() if key not in flags)
     test, val = (t_interval([100 * run.result[key] for run in runs]) for key in ("test_top1", "val_top1"))
-    limit = f", {one.recipe['train_limit']:,} training images" if one.recipe["train_limit"] else ""
-    shown = ("train_limit", "val_size", "head_epochs", "epochs", "lr") if limit else ()
-    flags = "".join(f" --{key.replace('_', '-')} {one.recipe[key]}" for key in shown
-                    if one.recipe[key] is not None and (key != "head_epochs" or one.script == "train_effnet"))
     lengths = sorted({len(run.history) for run in runs})
     cold = None if any(run.result.get("resumed") for run in runs) else _mean(runs, "wall_seconds")
     gpu, rss = _mean(runs, "peak_memory_bytes"), _mean(runs, "peak_rss_bytes")
-    versions = one.result["versions"]
     return line | {
-        "run": row.title + limit, "test top-1 %": _spread(test, runs), "val %": f"{val.mean:.2f}", "epochs": "-".join(map(str, lengths[:: max(1, len(lengths) - 1)])),
-        "training": _duration(_mean(runs, "train_seconds")), "wall-clock": _duration(cold), "images/s": f"{_mean(runs, 'images_per_s'):,.0f}",
+        "run": title, "test top-1 %": _spread(test, runs), "val %": f"{val.mean:.2f}", "epochs": "-".join(map(str, lengths[:: max(1, len(lengths) - 1)])),
+        "training": _duration(_mean(runs, "train_seconds")), "wall-clock": _duration(cold), "images/s, best epoch": f"{_mean(runs, 'images_per_s'):,.0f}",
         "memory": f"{gpu / 1e9:.1f} GB" if gpu else f"{rss / 1e9:.1f} GB RAM" if rss else "–",
-        "hardware": ", ".join([versions["hardware"], f"torch {versions['torch']}", *filter(None, [versions.get("precision")])]), "command": f"`python {row.command}{flags}`",
+        "hardware": ", ".join([versions["hardware"], f"torch {versions['torch']}", *filter(None, [versions.get("precision")])]),
+        "command": f"`python {row.command}{words}`" + (f" with {rest}" if rest else ""),
     }  # fmt: skip
 
 
@@ -140,32 +182,36 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
-def groups(row: Row, found: Sequence[Found]) -> list[list[Found]]:
-    """The runs of a row, those that differ only in the seed and its weights' path together; full budgets first."""
-    by_recipe: dict[str, list[Found]] = {}
+def groups(row: Row, found: Sequence[Found]) -> Iterator[tuple[bool, list[Found]]]:
+    """(whether they are what the row's command gives, runs that share a line), those that are first."""
+    lines: dict[str, list[Found]] = {}
     for run in found:
         if run.belongs(row):
-            by_recipe.setdefault(str({**run.recipe, "seed": None, "on": run.result["versions"]["hardware"]}), []).append(run)
-    return sorted(by_recipe.values(), key=lambda runs: runs[0].recipe["train_limit"] is not None)
+            lines.setdefault(run.alike(), []).append(run)
+    yield from sorted(((not changes(row, runs[0].recipe), runs) for runs in lines.values()), key=lambda one: not one[0])
 
 
-def table(found: Sequence[Found], columns: Sequence[str] = tuple(COLUMNS), small: bool = True) -> str:
-    """The result table as Markdown; small budgets get lines of their own (`small`) after the full one."""
+def table(found: Sequence[Found], columns: Sequence[str] = tuple(COLUMNS), others: bool = True) -> str:
+    """The result table as Markdown; runs with other settings get lines of their own (`others`) after the row's."""
     lines = [columns, [COLUMNS[name] for name in columns]]
     for row in ROWS:
-        mine = groups(row, found)
-        full = [runs for runs in mine if runs[0].recipe["train_limit"] is None]
-        for runs in (full or [[]]) + (mine[len(full):] if small else []):
+        mine = list(groups(row, found))
+        chosen = [runs for full, runs in mine if full] or [[]]
+        for runs in chosen + ([runs for full, runs in mine if not full] if others else []):
             line = cells(row, runs)
             lines.append([line[name] for name in columns])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def full_ablation(folder: Path) -> dict[str, Any] | None:
-    """The published ablation of the full data set with the most seeds, if there is one."""
+    """The published ablation of CIFAR-10 with the default recipe, all arms and the most seeds, if there is one."""
+    def whole(one: dict[str, Any]) -> bool:
+        same = one.get("recipe") and not changes(IMAGENET, {**asdict(Recipe()), **one["recipe"]})
+        done = {row["arm"]: row["n"] for row in one["rows"]} == dict.fromkeys(compare.REPORT_TOP1, len(one["seeds"]))
+        return bool(same and done and not one["failed"]) and one["source"] != "synthetic" and is_cifar10(one)
+
     tables = [read_json(path) for path in sorted(folder.glob("ablation/*/ablation.json"))]
-    full = [one for one in tables if one.get("recipe") and one["recipe"]["train_limit"] is None and one["source"] != "synthetic"]
-    return max(full, key=lambda one: len(one["seeds"]), default=None)
+    return max(filter(whole, tables), key=lambda one: len(one["seeds"]), default=None)
 
 
 def ablation(folder: Path) -> str:
@@ -182,9 +228,10 @@ def _ruled(grid: list[list[str]]) -> list[list[str]]:
 
 
 def analyses(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Published analyses of real images, the checkpoint with the best val accuracy first."""
+    """Published analyses of all of CIFAR-10's test images, the checkpoint with the best val accuracy first."""
     found = [(path.parent, read_json(path)) for path in sorted(folder.glob("analyze/*/analysis.json"))]
-    return sorted((one for one in found if not one[1]["synthetic"]), key=lambda one: -one[1]["checkpoint"]["metrics"]["val_top1"])
+    whole = [one for one in found if one[1]["is_cifar10"] and not one[1]["synthetic"] and one[1]["split"] == "test" and one[1]["request"]["limit"] is None]
+    return sorted(whole, key=lambda one: -one[1]["checkpoint"]["metrics"]["val_top1"])
 
 
 def speed(folder: Path) -> str:
@@ -212,15 +259,13 @@ def _trajectory(one: dict[str, Any]) -> str:
 
 
 def size_curve(found: Sequence[Found], path: Path) -> bool:
-    """Draw accuracy and cost against the input size, if a pretrained B2 was trained at two sizes or more with all images; whether it did."""
+    """Draw accuracy and cost against the input size, if a pretrained B2 was trained at two sizes or more; whether it did."""
     points = []
-    for row in ROWS:
-        for runs in groups(row, found):
-            recipe = runs[0].recipe
-            if recipe["model"] == "efficientnet_b2" and recipe["pretrained"] and recipe["train_limit"] is None:
-                top1 = t_interval([100 * run.result["test_top1"] for run in runs])
-                points.append({"weights": "own weights" if recipe["weights"] else "ImageNet weights", "px": 32 * recipe["resize"], "top1": top1.mean,
-                               "std": top1.std if len(runs) > 1 else 0.0, "seconds": _mean(runs, "train_seconds")})
+    for row in (OWN, IMAGENET, *SIZES):
+        for runs in (runs for full, runs in groups(row, found) if full):
+            top1 = t_interval([100 * run.result["test_top1"] for run in runs])
+            points.append({"weights": "own weights" if own_weights(runs[0].recipe) else "ImageNet weights", "px": 32 * runs[0].recipe["resize"], "top1": top1.mean,
+                           "std": top1.std if len(runs) > 1 else 0.0, "seconds": _mean(runs, "train_seconds")})
     if len({point["px"] for point in points}) < 2:
         return False
     plots.size_curve(points, path)
@@ -228,59 +273,71 @@ def size_curve(found: Sequence[Found], path: Path) -> bool:
 
 
 def study_figure(found: Sequence[Found], path: Path) -> bool:
-    """Draw every full-budget row but the input sizes, accuracy beside the report's and val curves, if there is one; whether it did."""
+    """Draw every measured row but pretraining and input sizes, accuracy beside the report's and val curves; whether there was one."""
     rows = []
-    for row in ROWS:
-        for runs in groups(row, found):
-            if runs[0].recipe["train_limit"] is None and row not in (PRETRAINING, *SIZES):
-                top1 = t_interval([100 * run.result["test_top1"] for run in runs])
-                curves = [[100 * float(line["val_top1"]) for line in run.history] for run in runs]
-                report = re.search(r"[\d.]+", row.report)
-                rows.append({"name": row.title, "top1": top1.mean, "std": top1.std if len(runs) > 1 else 0.0, "report": report and float(report[0]),
-                             "curve": [sum(values) / len(values) for values in zip(*curves)]})
+    for row in (row for row in ROWS if row not in (PRETRAINING, *SIZES)):
+        for runs in (runs for full, runs in groups(row, found) if full):
+            top1 = t_interval([100 * run.result["test_top1"] for run in runs])
+            curves = [[100 * float(line["val_top1"]) for line in run.history] for run in runs]
+            report = re.search(r"[\d.]+", row.report)
+            rows.append({"name": row.title, "top1": top1.mean, "std": top1.std if len(runs) > 1 else 0.0, "report": report and float(report[0]),
+                         "curve": [sum(values) / len(values) for values in zip(*curves)]})
     if rows:
         plots.study(rows, path, "Dots: means over seeds, with their standard deviation; the report's figures are on val where the table says so. Curves: means over seeds.")
     return bool(rows)
 
 
-def copy(source: Path, target: Path) -> int:
-    """Copy the small files of every run, ablation, analysis and bench below `source`; the number of places. One of the same name is replaced."""
-    places = [(run.folder, target / run.script / run.folder.name, RUN_FILES) for run in find(source)]
+def copy(source: Path, target: Path, trials: bool = False) -> int:
+    """Copy the small files of every run, ablation, analysis and bench of `source`; the number of places.
+
+    What stands under the same name is replaced if it is of the same machine; that of another machine keeps its place, and the
+    new one gets the machine's name.
+    """
+    places = [(run.folder, run.script, "result.json", RUN_FILES) for run in find(source, trials)]
     for script, marker, files in (("ablation", "ablation.json", ABLATION_FILES), ("analyze", "analysis.json", ANALYSIS_FILES)):
-        places += [(path.parent, target / script / path.parent.name, files) for path in sorted(source.rglob(marker))]
-    for folder, place, files in places:
+        places += [(path.parent, script, marker, files) for path in sorted(source.glob(f"{script}/*/{marker}")) if trials or read_json(path)["source"] != "synthetic"]
+    for folder, script, marker, files in places:
+        place, hardware = target / script / folder.name, _hardware(folder / marker)
+        if (place / marker).is_file() and _hardware(place / marker) != hardware:
+            place = place.with_name(f"{folder.name}-{hardware}")
         place.mkdir(parents=True, exist_ok=True)
         for name in files:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, place / name)
     benches = sorted(source.glob("bench*.json"))
     for path in benches:
-        hardware = re.sub(r"[^a-z0-9]+", "-", read_json(path)["environment"]["hardware"].lower()).strip("-")
-        shutil.copyfile(path, target / f"bench-{hardware}.json")
+        shutil.copyfile(path, target / f"{path.stem}-{_hardware(path)}.json")
     return len(places) + len(benches)
+
+
+def _hardware(path: Path) -> str:
+    """The machine that a JSON file names, fit for a file's name."""
+    content = read_json(path)
+    versions = content.get("versions") or content.get("environment") or {}
+    return re.sub(r"[^a-z0-9]+", "-", str(versions.get("hardware")).lower()).strip("-")
 
 
 def overview(found: Sequence[Found], target: Path) -> str:
     """`target`/README.md: the tables, and a section for each run with its diagnosis and curves."""
     about = target / "about.md"  # what no file of a run knows: the state of the data, who shared the machine
     text = ["# Measured results", "", "Written by `python -m common.results`; every number comes from the files beside it. *training* is the sum of the epochs, "
-            "evaluation included; *wall-clock* is the whole process, imports, data, test and figures included.", "",
+            "evaluation on val included; *wall-clock* is the whole process, imports, data, test and figures included.", "",
             *([about.read_text()] if about.is_file() else []), table(found),
             *(["![study](study.png)", ""] if study_figure(found, target / "study.png") else []), "## Ablation", "", ablation(target)]
     for path in sorted(target.glob("ablation/*/ablation.md")):
-        here = path.parent.relative_to(target)
+        here = quote(str(path.parent.relative_to(target)))
         text += [f"### ablation / {path.parent.name}", "", *path.read_text().split("\n")[2:], f"![arms]({here}/ablation.png)", ""]
     if size_curve(found, target / "input_size.png"):
         text += ["## Input size", "", "![accuracy and cost against input size](input_size.png)", ""]
     text += ["## Speed", "", speed(target)]
     for folder, result in analyses(target):
-        here = folder.relative_to(target)
+        here = quote(str(folder.relative_to(target)))
         text += [f"## Analysis of {folder.name}", "", *(f"- {words}" for words in findings.findings(result)), "",
                  *(f"- The report: {claim} **{verdict}**: {why}" for claim, verdict, why in findings.claims(result)), "",
                  f"![confusion]({here}/confusion.png)", "", f"![reliability]({here}/reliability.png)", "", f"![faithfulness]({here}/faithfulness.png)", ""]
     text += ["## Runs", ""]
     for run in found:
-        here, versions = run.folder.relative_to(target), run.result["versions"]
+        here, versions = quote(str(run.folder.relative_to(target))), run.result["versions"]
         text += [f"### {run.script} / {run.folder.name}", "", f"{run.result['source']}; test {run.result['test_top1']:.2%}, 95 % interval "
                  f"{run.result['test_interval_95'][0]:.2%} to {run.result['test_interval_95'][1]:.2%}; val {run.result['val_top1']:.2%} at epoch "
                  f"{run.result['best_epoch']}; seed {run.recipe['seed']}; {versions['hardware']}, Python {versions['python']}, torch {versions['torch']}, "
@@ -290,28 +347,30 @@ def overview(found: Sequence[Found], target: Path) -> str:
 
 
 def summary(target: Path) -> str:
-    """What README.md shows: full-budget rows, the ablation, and what the analysis of the best checkpoint found first."""
+    """What README.md shows: the rows, the ablation, what the analysis of the best checkpoint found first, and what was measured on."""
+    about = target / "about.md"
+    note = about.read_text().strip().split("\n\n")[0] + "\n\n" if about.is_file() else ""
     best = next(iter(analyses(target)), None)
     found = f"Analysis of the best checkpoint, {best[0].name}: {findings.findings(best[1])[0]}" if best else f"Analysis of the best checkpoint: {UNMEASURED}."
-    return f"{table(find(target), SHORT, small=False)}\n{ablation(target)}\n{found}\n"
+    return f"{note}{table(find(target), SHORT, others=False)}\n{ablation(target)}\n{found}\n"
 
 
 def fill_readme(readme: Path, target: Path) -> None:
     """Replace what stands between the two marks of README.md by the summary."""
-    text = readme.read_text()
-    if MARK not in text or END not in text:
+    before, mark, rest = readme.read_text().partition(MARK)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
         raise InputError(f"{readme} lacks the marks {MARK} and {END}: put them where the tables belong")
-    before, after = text.split(MARK)[0], text.split(END)[1]
     write_text(readme, f"{before}{MARK}\n{summary(target)}{END}{after}")
 
 
-def publish(source: Path, target: Path, readme: Path | None) -> int:
-    """Copy, write the overview and fill the README, if one is given; the number of places copied."""
+def publish(source: Path, target: Path, trials: bool = False) -> int:
+    """Copy and write the overview, and README.md's tables if `target` is docs/results; the number of places copied."""
     target.mkdir(parents=True, exist_ok=True)
-    count = copy(source, target)
-    write_text(target / "README.md", overview(find(target), target))
-    if readme:
-        fill_readme(readme, target)
+    count = copy(source, target, trials)
+    write_text(target / "README.md", overview(find(target, trials), target))
+    if target.resolve() == Path("docs/results").resolve():
+        fill_readme(Path("README.md"), target)
     return count
 
 
@@ -319,11 +378,11 @@ def main() -> None:
     """Publish the runs that the command line names."""
     parser = Parser(prog="python -m common.results", description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, help="folder of the run folders")
-    parser.add_argument("target", type=Path, help="where to publish, as docs/results")
+    parser.add_argument("target", type=Path, help="where to publish; docs/results fills README.md's tables too")
     given = parser.parse_args()
     if not find(given.runs):
         raise InputError(f"no finished run in {given.runs}: train first, or give another folder")
-    print(f"{publish(given.runs, given.target, Path('README.md'))} results published in {given.target}")
+    print(f"{publish(given.runs, given.target)} results published in {given.target}")
 
 
 if __name__ == "__main__":

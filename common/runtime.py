@@ -88,7 +88,7 @@ def wants_compile(runtime: Runtime, device: torch.device, training_images: int) 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and git commit, as they belong beside every figure."""
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_cpu_name()}, {torch.get_num_threads()} threads"
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {_cpu_name()}, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
     return {"hardware": hardware, "python": platform.python_version(), "torch": str(torch.__version__), "torchvision": torchvision.__version__,
             "numpy": np.__version__, "opencv": cv2.__version__, "cuda": torch.version.cuda if device.type == "cuda" else None,
             "platform": sys.platform, "git_commit": _git_commit()}

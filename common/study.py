@@ -63,7 +63,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     model = models.build(**arch)
     mean, std = {"data": (splits.mean, splits.std), "imagenet": (models.IMAGENET_MEAN, models.IMAGENET_STD), "half": (HALF, HALF),
                  "none": ((0.0,) * 3, (1.0,) * 3)}[recipe.normalization]
-    origin = models.load_weights(model, recipe.model, recipe.weights) if recipe.pretrained else "weights: random"
+    origin = models.load_weights(model, recipe.model, recipe.weights, runtime.offline) if recipe.pretrained else "weights: random"
     folder, finished = runs.open_folder(script, recipe, runtime, splits.split_hash, versions)
     if finished:
         print(f"{folder} is finished: nothing to do")
@@ -76,7 +76,8 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     prepare = engine.Preprocess(mean, std, recipe.resize, Augmentation.of(recipe), device)
     _save_samples(folder, splits, prepare, recipe)
     probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
-    run = runs.Run(folder, recipe, runs.card(arch, splits, recipe, mean, std, probe, versions))
+    data_dir = str(Path(runtime.data_dir).resolve()) if runtime.data_dir else None
+    run = runs.Run(folder, recipe, {**runs.card(arch, splits, recipe, mean, std, probe, versions), "data_dir": data_dir})
     resumed = runtime.resume and (folder / "last.pt").is_file()
     if resumed:
         run.restore(model)
@@ -126,7 +127,7 @@ def finish(study: Study, publish: bool = True) -> dict[str, Any]:
     words = diagnose(run.history, clean_train_top1=clean_top1, regularised=study.prepare.spec != Augmentation() or study.recipe.label_smoothing > 0)
     plots.curves(run.history, run.folder / "curves.png", f"{run.folder.parent.name} / {run.folder.name} ({splits.source})")
     result = {
-        "script": study.script, "source": splits.source, "classes": len(splits.classes), "best_epoch": best["epoch"], "epochs": len(run.history), "val_top1": best["val_top1"],
+        "script": study.script, "source": splits.source, "class_names": splits.classes, "best_epoch": best["epoch"], "epochs": len(run.history), "val_top1": best["val_top1"],
         "val_loss": best["val_loss"], "train_top1": run.history[-1]["train_top1"], "clean_train_top1": clean_top1, "clean_train_loss": clean_loss,
         "test_top1": test_top1, "test_loss": test_loss, "test_interval_95": [low, high], "test_images": len(splits.test),
         "train_seconds": sum(row["seconds"] for row in run.history), "images_per_s": max(row["images_per_s"] for row in run.history),

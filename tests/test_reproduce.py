@@ -1,5 +1,4 @@
 """The study's one command: every row of the table becomes runs, finished ones are skipped, failures do not stop the rest."""
-import json
 import subprocess
 import sys
 from dataclasses import asdict
@@ -8,6 +7,7 @@ import pytest
 from test_results import write_run
 
 import train_baseline
+import train_effnet
 import train_improved
 from common import reproduce, results
 from common.config import Runtime, parse
@@ -26,26 +26,35 @@ def test_every_row_is_run_with_every_seed():
     assert found[0] == "-m common.bench --json runs/bench.json" and found[-1] == "ablation.py --all --seeds 0 1 --name study"
 
 
-def test_what_a_row_runs_is_what_the_row_counts():
-    modules = {"train_baseline": train_baseline, "train_improved": train_improved}
-    for step in reproduce.plan(reproduce.Options(), Runtime(), [3]):
-        name = step.command[0].removesuffix(".py")
-        if name in modules:
-            module, extra = modules[name], (train_improved.FLAGS, train_improved.pick) if name == "train_improved" else ()
-            recipe, runtime = parse("", module.RECIPES, module.SMOKE, *extra, argv=step.command[1:])
-            (row,) = [row for row in results.ROWS if row.script == name and row.fits(asdict(recipe))]
-            assert runtime.run_name == f"{row.key}-seed3" and recipe.seed == 3
+@pytest.mark.parametrize("options", [{}, {"weights": "/w/efficientnet-b2-8bb594d6.pth"}, {"pretraining": "SET"}, {"pretraining": "SET", "start_from": "own"}])
+def test_what_a_row_runs_is_what_the_row_counts(options, make_tree):
+    modules = {"train_baseline": (train_baseline,), "train_improved": (train_improved, train_improved.FLAGS, train_improved.pick),
+               "train_effnet": (train_effnet, train_effnet.FLAGS, train_effnet.pick)}
+    options = {key: str(make_tree()) if value == "SET" else value for key, value in options.items()}
+    steps = [step for step in reproduce.plan(reproduce.Options(**options), Runtime(), [3]) if step.command[0].startswith("train_")]
+    assert len(steps) >= 9
+    for step in steps:
+        module, *more = modules[step.command[0].removesuffix(".py")]
+        recipe, runtime = parse("", module.RECIPES, module.SMOKE, *more, argv=step.command[1:])
+        fitting = [row for row in results.ROWS if row.script == module.__name__ and row.fits(asdict(recipe)) and not results.changes(row, asdict(recipe))]
+        if runtime.run_name == "pretraining":
+            assert results.PRETRAINING in fitting
+        else:
+            (row,) = [row for row in fitting if row is not results.PRETRAINING]
+            assert runtime.run_name.replace("-own-seed", "-seed") == f"{row.key}-seed3" or (row is results.OWN and runtime.run_name == "b2-own-seed3")
+            assert recipe.seed == 3
 
 
 def test_pretraining_comes_first_and_its_weights_are_handed_on(make_tree):
     tree = make_tree(size=64)
     found = commands(reproduce.Options(pretraining=str(tree)))
-    (pretraining,) = [i for i, words in enumerate(found) if "--name pretraining-" in words]
-    own = [i for i, words in enumerate(found) if "runs/train_effnet/pretraining-seed0/best.pt" in words]
-    assert f"train_effnet.py --resize 1 --no-pretrained --data-dir {tree} --seed 0" in found[pretraining]  # 64 px already
+    (pretraining,) = [i for i, words in enumerate(found) if "--name pretraining" in words]
+    own = [i for i, words in enumerate(found) if "runs/train_effnet/pretraining/best.pt" in words]
+    assert found[pretraining] == f"train_effnet.py --resize 1 --no-pretrained --data-dir {tree} --name pretraining"  # 64 px already
     assert len(own) == 2 and pretraining < min(own)
     found = commands(reproduce.Options(pretraining=str(tree), start_from="own"))
-    assert sum("pretraining-seed0/best.pt" in words for words in found) == 2 + 6 + 1 and not any("--name b2-seed" in words for words in found)
+    assert sum("pretraining/best.pt" in words for words in found) == 2 + 6 + 1 and not any("--name b2-seed" in words for words in found)
+    assert any("--name b2-32px-own-seed0" in words for words in found) and found[-1].endswith("--name study-own")
     assert "train_effnet.py --resize 2 --no-pretrained" in commands(reproduce.Options(pretraining=str(make_tree(name="small"))))[pretraining]
 
 
@@ -60,6 +69,7 @@ def test_bad_input_is_one_line(tmp_path):
 def ran(tmp_path, monkeypatch):
     """Commands that `main` ran in an empty folder, as if each ended at once with the exit code in `codes` (default 0)."""
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text(f"{results.MARK}\n{results.END}\n")
     done: list[str] = []
     codes: dict[str, int] = {}
 
@@ -78,7 +88,6 @@ def test_finished_steps_are_skipped_and_begun_ones_resumed(ran, tmp_path):
     begun = tmp_path / "runs/train_improved/improved-seed0"
     begun.mkdir(parents=True)
     (begun / "recipe.json").write_text("{}")
-    (tmp_path / "README.md").write_text(f"{results.MARK}\n{results.END}\n")
     assert reproduce.main() == 0
     assert not any("train_baseline.py" in words for words in done)
     assert [words.endswith("--resume") for words in done if "--name improved-seed0" in words] == [True]
@@ -99,13 +108,31 @@ def test_a_failed_step_leaves_the_others_and_a_signal_stops_all(ran, capsys):
     assert "se-cifar" in done[-1] and len(done) < 2 * count
 
 
-def test_the_best_checkpoint_is_chosen_by_val(tmp_path):
-    for name, test, val in (("a", 0.9, 0.70), ("b", 0.1, 0.80)):
-        write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, test, name)
-        path = tmp_path / "train_baseline" / name / "result.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"val_top1": val}))
-    assert reproduce.best_checkpoint(tmp_path) == tmp_path / "train_baseline" / "b" / "best.pt"
-    assert reproduce.best_checkpoint(tmp_path / "empty") is None
+def test_own_weights_wait_for_the_end_of_pretraining(ran, tmp_path, make_tree, monkeypatch, capsys):
+    done, codes = ran
+    codes["--name pretraining"] = 1
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--seeds", "0", "--pretraining", str(make_tree())])
+    half = tmp_path / "runs/train_effnet/pretraining"
+    half.mkdir(parents=True)
+    (half / "best.pt").write_text("half trained")
+    assert reproduce.main() == 1
+    assert not any("b2-own" in words for words in done) and any("--name b2-seed0" in words for words in done)
+    assert "not begun, since runs/train_effnet/pretraining/result.json is missing" in capsys.readouterr().out
+
+
+def test_the_best_checkpoint_is_chosen_by_val_among_the_studys_own_runs(tmp_path):
+    steps = []
+    for name, test, val in (("a", 0.9, 0.70), ("b", 0.1, 0.80), ("pretraining", 0.1, 0.95), ("stranger", 0.99, 0.99)):
+        write_run(tmp_path, "train_effnet", train_effnet.DEFAULT, test, name, val_top1=val)
+        steps += [reproduce.Step([], tmp_path / "train_effnet" / name / "result.json")] * (name != "stranger")
+    assert reproduce.best_checkpoint(steps) == tmp_path / "train_effnet" / "b" / "best.pt"
+    assert reproduce.best_checkpoint([reproduce.Step([], tmp_path / "bench.json")]) is None
+
+
+def test_help_and_wrong_flags_need_no_torch(run_script):
+    code = ("import sys; sys.argv = ['reproduce', *sys.argv[1:]]\nfrom common import reproduce\ntry: reproduce.main()\n"
+            "except SystemExit as stop: print(stop.code, 'torch' in sys.modules)")
+    assert run_script("-c", code, "--help").stdout.endswith("0 False\n") and run_script("-c", code, "--wrong").stdout == "2 False\n"
 
 
 def test_sigterm_reaches_the_step(tmp_path):

@@ -8,19 +8,24 @@ import pytest
 import train_baseline
 import train_effnet
 from common import compare, results
+from common.data import CLASSES
 from common.errors import InputError
 
 
-def write_run(root: Path, script: str, recipe, test: float, name: str, source: str = "CIFAR-10, official batches", classes: int = 10, **more) -> None:
+def write_run(root: Path, script: str, recipe, test: float, name: str, source: str = "CIFAR-10, official batches", names=CLASSES, smoke=False, **more) -> None:
     folder = root / script / name
     folder.mkdir(parents=True)
     versions = {"hardware": "CPU x, 2 threads", "torch": "2.9", "python": "3.12", "git_commit": "abc"}
-    (folder / "recipe.json").write_text(json.dumps({"script": script, "recipe": asdict(recipe)}))
+    (folder / "recipe.json").write_text(json.dumps({"script": script, "recipe": asdict(recipe), "split_hash": "s", "runtime": {"smoke": smoke}}))
     (folder / "result.json").write_text(json.dumps({
-        "source": source, "classes": classes, "test_top1": test, "val_top1": 0.75, "train_seconds": 90.0, "wall_seconds": 110.0, "resumed": False,
+        "source": source, "class_names": names, "test_top1": test, "val_top1": 0.75, "train_seconds": 90.0, "wall_seconds": 110.0, "resumed": False,
         "images_per_s": 1234.0, "versions": versions, "diagnosis": ["It overfits."], "test_interval_95": [0.7, 0.8], "best_epoch": 2, **more}))
     (folder / "history.csv").write_text("epoch,val_top1\n1,0.5\n2,0.75\n")
     (folder / "curves.png").write_bytes(b"png")
+
+
+def lines_of(root: Path, title: str, **options) -> list[str]:
+    return [line for line in results.table(results.find(root), **options).splitlines() if line.startswith(f"| {title}")]
 
 
 def test_seeds_share_a_row_and_gaps_are_named(tmp_path):
@@ -29,13 +34,58 @@ def test_seeds_share_a_row_and_gaps_are_named(tmp_path):
     write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, synthetic=True), 0.99, "drawn", "synthetic")
     small = replace(train_effnet.SCRATCH, resize=2, train_limit=4500, epochs=6, head_epochs=1)
     write_run(tmp_path, "train_effnet", small, 0.31, "small")
-    lines = results.table(results.find(tmp_path)).splitlines()
-    simple = next(line for line in lines if line.startswith("| SimpleCNN"))
+    (simple,) = lines_of(tmp_path, "SimpleCNN")
     assert "| 74.00 ± 1.00 (n = 3) |" in simple and "90 s" in simple and "1,234" in simple and "99" not in simple
-    scratch = [line for line in lines if "from scratch" in line]
+    scratch = lines_of(tmp_path, "EfficientNet-B2, 64 px, from scratch")
     assert "not measured" in scratch[0] and "4,500 training images" in scratch[1] and "31.00 (n = 1, seed 0)" in scratch[1]
-    assert "`python train_effnet.py --resize 2 --no-pretrained --train-limit 4500 --head-epochs 1 --epochs 6 --lr 0.002`" in scratch[1]
-    assert sum("not measured" in line for line in lines) == len(results.ROWS) - 1
+    assert "`python train_effnet.py --resize 2 --no-pretrained --train-limit 4500 --epochs 6 --head-epochs 1`" in scratch[1]
+    assert results.table(results.find(tmp_path)).count("not measured") == len(results.ROWS) - 1
+
+
+def test_every_row_counts_what_its_command_gives():
+    """No run of a row's own command differs from it, and no other row takes it."""
+    for row in results.ROWS:
+        recipe = results._default(row)[0]
+        assert results.changes(row, recipe) == {}
+        assert [other for other in results.ROWS if other.script == row.script and other.fits(recipe) and other is not results.PRETRAINING
+                and not results.changes(other, recipe)] == ([row] if row is not results.PRETRAINING else [r for r in results.ROWS if r.key == "b2-scratch"])
+
+
+def test_other_settings_get_a_line_of_their_own_that_shows_them(tmp_path):
+    write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, epochs=2, lr=0.5, momentum=0.5), 0.40, "quick")
+    first, second = lines_of(tmp_path, "SimpleCNN")
+    assert "not measured" in first
+    assert "SimpleCNN, other settings" in second and "`python train_baseline.py --epochs 2 --lr 0.5` with momentum 0.5 |" in second
+    assert len(lines_of(tmp_path, "SimpleCNN", others=False)) == 1
+
+
+def test_imagenet_weights_given_by_hand_are_imagenet_weights(tmp_path):
+    recipe = replace(train_effnet.DEFAULT, resize=2, weights="/data/efficientnet-b2-8bb594d6.pth")
+    write_run(tmp_path, "train_effnet", recipe, 0.94, "given")
+    write_run(tmp_path, "train_effnet", replace(recipe, seed=1, weights=None), 0.96, "fetched")
+    write_run(tmp_path, "train_effnet", replace(recipe, resize=1, weights="a/best.pt"), 0.85, "small")
+    assert "95.00 ± 1.41 (n = 2)" in lines_of(tmp_path, "EfficientNet-B2, 64 px, ImageNet weights")[0]
+    assert "not measured" in lines_of(tmp_path, "EfficientNet-B2, 64 px, own weights")[0]
+    assert "85.00" in lines_of(tmp_path, "EfficientNet-B2, 32 px, pretrained, own weights")[0]
+
+
+def test_trials_are_not_published(tmp_path):
+    write_run(tmp_path / "runs", "train_baseline", train_baseline.DEFAULT, 0.73, "real")
+    write_run(tmp_path / "runs", "train_baseline", replace(train_baseline.DEFAULT, synthetic=True), 0.99, "smoke", "synthetic", smoke=True)
+    for script, marker in (("ablation", "ablation.json"), ("analyze", "analysis.json")):
+        (tmp_path / "runs" / script / "trial").mkdir(parents=True)
+        (tmp_path / "runs" / script / "trial" / marker).write_text(json.dumps({"source": "synthetic", "synthetic": True}))
+    assert results.copy(tmp_path / "runs", tmp_path / "docs") == 1
+    assert results.copy(tmp_path / "runs", tmp_path / "trial", trials=True) == 4
+
+
+def test_another_machine_keeps_its_results(tmp_path):
+    for machine, test in (("CPU x", 0.73), ("NVIDIA H200", 0.74), ("CPU x", 0.75)):
+        source = tmp_path / f"runs{test}"
+        write_run(source, "train_baseline", train_baseline.DEFAULT, test, "a", versions={"hardware": machine, "torch": "2.9", "python": "3", "git_commit": "c"})
+        results.copy(source, tmp_path / "docs")
+    kept = {run.folder.name: run.result["test_top1"] for run in results.find(tmp_path / "docs")}
+    assert kept == {"a": 0.75, "a-nvidia-h200": 0.74}  # the same machine's later run replaces its earlier one
 
 
 def test_costs_come_from_the_runs(tmp_path):
@@ -51,16 +101,17 @@ def test_costs_come_from_the_runs(tmp_path):
 
 def cells(root: Path, key: str) -> dict[str, str]:
     row = next(row for row in results.ROWS if row.key == key)
-    (runs,) = results.groups(row, results.find(root))
+    ((full, runs),) = results.groups(row, results.find(root))
+    assert full
     return results.cells(row, runs)
 
 
 def test_another_data_set_counts_as_pretraining_alone(tmp_path):
     scratch = replace(train_effnet.SCRATCH, resize=2)
-    write_run(tmp_path, "train_effnet", scratch, 0.40, "tiny", "class folders, 200 classes", classes=200)
-    write_run(tmp_path, "train_effnet", replace(scratch, pretrained=True, weights="tiny/best.pt"), 0.95, "own")
+    write_run(tmp_path, "train_effnet", scratch, 0.40, "tiny", "class folders, 200 classes", [f"n{k}" for k in range(200)])
+    write_run(tmp_path, "train_effnet", replace(train_effnet.DEFAULT, resize=2, weights="tiny/best.pt"), 0.95, "own")
     lines = {line.split(" | ")[0]: line for line in results.table(results.find(tmp_path)).splitlines()}
-    assert "40.00" in lines["| EfficientNet-B2, pretraining on another set"] and "95.00" in lines["| EfficientNet-B2, 64 px, own weights"]
+    assert "40.00" in lines["| EfficientNet-B2, pretraining (200 classes)"] and "95.00" in lines["| EfficientNet-B2, 64 px, own weights"]
     assert all("not measured" in lines[f"| EfficientNet-B2, 64 px, {name}"] for name in ("from scratch", "ImageNet weights"))
 
 
@@ -78,19 +129,23 @@ def test_the_size_curve_needs_two_sizes(tmp_path):
     assert results.size_curve(results.find(tmp_path), tmp_path / "c.png") and (tmp_path / "c.png").stat().st_size > 10_000
 
 
-def ablation_json(folder: Path, seeds: list[int], top1: float, limit: int | None, source: str = "CIFAR-10") -> None:
+def ablation_json(folder: Path, seeds: list[int], top1: float, source: str = "CIFAR-10", arms=tuple(compare.REPORT_TOP1), failed=(), **changed) -> None:
     folder.mkdir(parents=True)
-    row = dict.fromkeys(compare.COLUMNS) | {"arm": "EfficientNetB2_Pretrained", "n": len(seeds), "top1": top1, "parameters": 7, "batch_n": 125}
-    (folder / "ablation.json").write_text(json.dumps({"seeds": seeds, "source": source, "rows": [row], "recipe": {"train_limit": limit}, "conclusions": ["NoLS: nothing."]}))
+    rows = [dict.fromkeys(compare.COLUMNS) | {"arm": arm, "n": len(seeds), "top1": top1, "parameters": 7, "batch_n": 125} for arm in arms]
+    recipe = asdict(replace(train_effnet.DEFAULT, **{"resize": 2, **changed}))
+    (folder / "ablation.json").write_text(json.dumps({"seeds": seeds, "source": source, "class_names": CLASSES, "rows": rows, "recipe": recipe,
+                                                      "failed": dict.fromkeys(failed, "why"), "conclusions": ["NoLS: nothing."]}))
 
 
-def test_the_ablation_shown_is_the_full_one_with_most_seeds(tmp_path):
+def test_the_ablation_shown_is_the_whole_one_with_most_seeds(tmp_path):
+    ablation_json(tmp_path / "ablation/small", [0, 1, 2], 0.20, train_limit=1000)
+    ablation_json(tmp_path / "ablation/short", [0, 1, 2], 0.20, epochs=3)
+    ablation_json(tmp_path / "ablation/drawn", [0, 1, 2], 0.30, "synthetic")
+    ablation_json(tmp_path / "ablation/part", [0, 1, 2], 0.40, arms=("EfficientNetB2_Pretrained",))
+    ablation_json(tmp_path / "ablation/broken", [0, 1, 2], 0.50, failed=("EfficientNetB2_NoLS-seed0",))
     assert "not measured" in results.ablation(tmp_path)
-    ablation_json(tmp_path / "ablation/small", [0, 1, 2], 0.20, 1000)
-    ablation_json(tmp_path / "ablation/drawn", [0, 1, 2], 0.30, None, "synthetic")
-    assert "not measured" in results.ablation(tmp_path)
-    ablation_json(tmp_path / "ablation/one", [0], 0.90, None)
-    ablation_json(tmp_path / "ablation/two", [0, 1], 0.95, None)
+    ablation_json(tmp_path / "ablation/one", [0], 0.90)
+    ablation_json(tmp_path / "ablation/two", [0, 1], 0.95, weights="own/best.pt")
     assert "95.00" in results.ablation(tmp_path) and "- NoLS: nothing." in results.ablation(tmp_path)
 
 
@@ -108,7 +163,9 @@ def test_publishing_copies_and_fills_the_readme(tmp_path, monkeypatch):
     write_run(tmp_path / "runs", "train_baseline", train_baseline.DEFAULT, 0.73, "a")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.MARK}\nold\n{results.END}\nafter\n")
-    assert results.publish(tmp_path / "runs", tmp_path / "docs", readme) == 1
+    monkeypatch.chdir(tmp_path)
+    assert results.publish(tmp_path / "runs", tmp_path / "docs") == 1 and "old" in readme.read_text()  # another place leaves README alone
+    assert results.publish(tmp_path / "runs", tmp_path / "docs/results") == 1 and "73.00" in readme.read_text()
     assert (tmp_path / "docs/train_baseline/a/history.csv").read_text() == "epoch,val_top1\n1,0.5\n2,0.75\n"
     results.fill_readme(readme, tmp_path / "docs")
     text = readme.read_text()
