@@ -95,12 +95,15 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def peak_rss() -> int | None:
-    """Largest resident set of this process so far in bytes; None where the system does not tell (Windows)."""
+    """Largest resident set of this process so far in bytes, from Linux's /proc; None elsewhere.
+
+    Not from getrusage: its figure starts at that of the process which launched this one.
+    """
     try:
-        import resource
-    except ImportError:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM:")).split()[1])
+    except (OSError, StopIteration):
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # kB on Linux
 
 
 def _cpu_name() -> str:
