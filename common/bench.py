@@ -8,7 +8,7 @@
 *plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision transforms, eager fp32 and, for
 B2, the package as it comes; *plain+amp* adds autocast and channels_last on a GPU. *ours* is `engine.TrainStep`, eager,
 captured as a CUDA graph, or compiled and captured. Variants take turns, so that a machine that slows down slows all;
-figures are medians over the turns with their range. *Cold* is the time from nothing to the end of the first step.
+figures are medians over the turns with their range. *Cold* is the time from nothing to the end of the first step; the first variant of a session also loads the device's libraries.
 """
 import argparse
 import os
@@ -124,8 +124,10 @@ class _Bench:
         variants: dict[str, Iterator] = {}
         cold, memory = {}, {}
         for label, make in self.variants(recipe).items():
+            held = 0
             if self.cuda:
                 self.torch.cuda.reset_peak_memory_stats()
+                held = self.torch.cuda.memory_allocated()  # by the variants before, which all stay alive
             start = time.perf_counter()
             try:
                 variants[label] = make()
@@ -136,7 +138,7 @@ class _Bench:
                 variants.pop(label, None)
                 continue
             cold[label] = time.perf_counter() - start
-            memory[label] = self.torch.cuda.max_memory_allocated() if self.cuda else None
+            memory[label] = self.torch.cuda.max_memory_allocated() - held if self.cuda else None
         rates: dict[str, list[float]] = {label: [] for label in variants}
         for _ in range(self.turns):
             for label, steps in variants.items():

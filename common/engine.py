@@ -60,7 +60,10 @@ def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> to
     lr = torch.zeros((), device=device)
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=device.type == "cuda")
-    return torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
+    for p in trainable if recipe.momentum else []:  # the fused kernel leaves a new buffer unset when fp16 overflows in the first step
+        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -149,10 +152,11 @@ class TrainStep:
                     self.cursor.zero_()
                     self._step()
             torch.cuda.current_stream().wait_stream(stream)
+            eager = self._trial(before, None)  # before the graph takes a second set of activations
             self._restore(before)
             self.optimizer.zero_grad(set_to_none=True)
-            graph, _ = _record(self._step, self.generator)
-            eager, captured = self._trial(before, None), self._trial(before, graph)
+            graph, _ = _record(self._step, stream, self.generator)
+            captured = self._trial(before, graph)
             self._restore(before)
         except RuntimeError as error:
             if isinstance(error, torch.cuda.OutOfMemoryError):
@@ -200,24 +204,26 @@ class TrainStep:
                     tensor.zero_()
 
 
-def _record(work: Callable[[], Any], *generators: torch.Generator) -> "tuple[torch.cuda.CUDAGraph, Any]":
-    """`work` captured as a CUDA graph that draws anew from `generators` at each replay, and what `work` returned.
+def _record(work: Callable[[], Any], stream: "torch.cuda.Stream", *generators: torch.Generator) -> "tuple[torch.cuda.CUDAGraph, Any]":
+    """`work` captured on `stream` as a CUDA graph that draws anew from `generators` at each replay, and what `work` returned.
 
+    Each capture has a stream of its own, since PyTorch frees a stream's cuBLAS workspaces with any graph captured on it, and
+    minds the CUDA calls of its own thread alone, since a loader's thread may pin memory meanwhile.
     A capture that fails leaves its own stream current and, in torch where graphs do not register generators by themselves, every
     generator in the middle of a capture, so that the next random number raises: both are put right before the error goes on.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    graph, home = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     if hasattr(graph, "register_generator_state"):
         with warnings.catch_warnings():  # newer releases register by themselves and call this deprecated
             warnings.simplefilter("ignore")
             for generator in generators:
                 graph.register_generator_state(generator)
     try:
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             result = work()
     except RuntimeError:
-        torch.cuda.set_stream(stream)
-        for generator in (*generators, torch.cuda.default_generators[stream.device_index]):
+        torch.cuda.set_stream(home)
+        for generator in (*generators, torch.cuda.default_generators[home.device_index]):
             generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
         raise
     return graph, result
@@ -247,7 +253,7 @@ def captured_forward(model: nn.Module, prepare: Preprocess, amp: torch.dtype | N
             for _ in range(WARMUP_STEPS):
                 expected = eager(images)
         torch.cuda.current_stream().wait_stream(stream)
-        graph, logits = _record(lambda: eager(images))
+        graph, logits = _record(lambda: eager(images), stream)
         graph.replay()
         if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * max(1.0, float(expected.abs().max()))):
             raise RuntimeError("the captured logits differ from the eager ones")
@@ -336,15 +342,18 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
     optimizer = make_optimizer(model, recipe, device)
     if done and run.optimizer_state is not None:
         optimizer.load_state_dict(run.optimizer_state)
+        for group in optimizer.param_groups:
+            if "capturable" in group:  # as this device needs it, not as the run's last one did
+                group["capturable"] = device.type == "cuda"
     step = TrainStep(model, splits.train, prepare, optimizer, recipe.batch_size, recipe.label_smoothing, amp)
     set_train_mode(model)
     forward = None
     try:
-        if device.type == "cuda":
-            if problem := step.capture():
-                print(f"eager steps: {problem}")
-            forward = captured_forward(model, prepare, amp, splits.val.images[:EVAL_BATCH])
         with deferred_signals() as check:
+            if device.type == "cuda":  # evaluation first: a capture that fails would disturb the random numbers of a graph made before
+                forward = captured_forward(model, prepare, amp, splits.val.images[:EVAL_BATCH])
+                if problem := step.capture():
+                    print(f"eager steps: {problem}")
             _epochs(model, splits, stage, recipe, prepare, run, step, check, forward, amp, done, before, total_epochs or before + stage.epochs)
     except (Interrupted, RunError):
         run.save(force=True)

@@ -1,4 +1,5 @@
 """What every training script does before its first epoch and after its last: data, model and run in, result out."""
+import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,11 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     """
     started = next(_starts, time.perf_counter())
     device = set_up(runtime, recipe.seed)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)  # what an earlier run of this process needed is not this one's
+    if device.type == "cuda":  # what an earlier run of this process needed, or left behind, is not this one's
+        gc.collect()  # a compiled model is a cycle of references
+        torch._C._cuda_clearCublasWorkspaces()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     amp = amp_dtype(runtime, device, recipe.model)
     splits = load_splits(recipe, runtime)
     versions = {**environment(device), "precision": str(amp or torch.float32).removeprefix("torch.")}
@@ -83,6 +87,8 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
         run.restore(model)
         print(f"resumed after epoch {len(run.history)}")
     if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
+        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs eagerly
+        torch._dynamo.config.recompile_limit = 64  # one process compiles every arm of an ablation, each in train and eval mode
         model.compile()
     return Study(script, recipe, runtime, model, splits, prepare, run, amp, started, resumed)
 

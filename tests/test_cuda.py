@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import engine, models, runs, synthetic
+from common import engine, models, runs, synthetic, toolchain
 from common.augment import Augmentation
 from common.config import Recipe, Runtime, Stage
 from common.data import make_splits
@@ -119,8 +119,11 @@ def test_learning_rate_is_obeyed_inside_the_graph(splits):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_freeze_and_unfreeze_moves_the_backbone(splits, compiled):
+    torch.manual_seed(0)
     model = models.build("improved_cnn").to("cuda", memory_format=torch.channels_last)
     if compiled:
+        if problem := toolchain.compile_ready("cuda"):
+            pytest.skip(problem)
         model.compile()
     before = copy.deepcopy(model.state_dict())
     models.freeze_all_but(model, "head")
@@ -133,7 +136,8 @@ def test_freeze_and_unfreeze_moves_the_backbone(splits, compiled):
         for _ in range(3):
             step()
         still = {key for key in before if torch.equal(before[key], model.state_dict()[key])}
-        assert still == ({key for key in before if not key.startswith("head")} if frozen else set())
+        noise = {f"blocks.{i}.0.bias" for i in range(3)}  # BatchNorm takes their gradient away, but for rounding
+        assert still - noise == ({key for key in before if not key.startswith("head")} - noise if frozen else set())
 
 
 def test_fp16_skips_the_update_on_overflow(splits):
@@ -152,17 +156,23 @@ def test_fp16_skips_the_update_on_overflow(splits):
 
 
 def test_captured_evaluation_equals_eager(splits):
-    model = models.build("efficientnet_b2").to("cuda", memory_format=torch.channels_last).train()
+    torch.manual_seed(0)
+    model = models.build("se_resnet18").to("cuda", memory_format=torch.channels_last).train()
     prepare = engine.Preprocess(splits.mean, splits.std, 2, Augmentation(), torch.device("cuda"))
+    with torch.no_grad():
+        for _ in range(10):
+            model(prepare.clean(splits.val.images))  # BatchNorm learns its statistics
+        model.fc.weight.mul_(20)
     forward = engine.captured_forward(model, prepare, torch.bfloat16, splits.val.images[:40])
     assert model.training
     eager = engine.predict(model, splits.val.images, prepare, 40, torch.bfloat16)  # 100 images: two full batches and a short one
     captured = engine.predict(model, splits.val.images, prepare, 40, torch.bfloat16, forward=forward)
-    torch.testing.assert_close(captured, eager, rtol=2e-2, atol=2e-2)
+    assert eager.std(0).max() > 0.4, "the images must matter"
+    torch.testing.assert_close(captured, eager, rtol=2e-2, atol=1e-1)
     with torch.no_grad():
-        model._fc.bias.add_(5)
+        model.fc.bias.add_(5)
     moved = engine.predict(model, splits.val.images, prepare, 40, torch.bfloat16, forward=forward)
-    torch.testing.assert_close(moved, captured + 5, rtol=2e-2, atol=5e-2)
+    torch.testing.assert_close(moved, captured + 5, rtol=2e-2, atol=1e-1)
 
 
 def test_a_step_that_cannot_be_captured_stays_eager(splits):
@@ -278,10 +288,11 @@ def test_peak_memory_of_a_run_leaves_out_the_one_before(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     peaks = []
-    for module, model in ((train_baseline, "simple_cnn"), (train_effnet, "efficientnet_b2"), (train_baseline, "simple_cnn")):
-        recipe = replace(module.RECIPES["default"], **module.SMOKE[model], **({"epochs": 1} if "epochs" not in module.SMOKE[model] else {}))
+    small, large = (train_baseline, "simple_cnn", 1), (train_effnet, "efficientnet_b2", 2)
+    for module, model, resize in (small, small, large, small):  # the first also pays for cuDNN's choice of algorithms
+        recipe = replace(module.RECIPES["default"], **module.SMOKE[model], resize=resize)
         peaks.append(module.train(recipe, Runtime(run_name=f"run{len(peaks)}"))["peak_memory_bytes"])
-    assert peaks[2] == pytest.approx(peaks[0], rel=0.2) and peaks[1] > 2 * peaks[0]
+    assert peaks[3] == pytest.approx(peaks[1], rel=0.1) and peaks[2] > 1.5 * peaks[1]
 
 
 def test_resume_on_the_gpu_goes_on_where_it_stopped(splits, tmp_path):
