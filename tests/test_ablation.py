@@ -113,6 +113,30 @@ def test_a_failing_arm_is_marked_and_a_rerun_clears_it(tmp_path, monkeypatch):
     assert seen[0][0] == replace(CONTROL, pretrained=False, seed=0) and seen[0][1].run_name == f"{ARMS[1]}-seed0"
 
 
+def test_runs_of_other_settings_are_never_mixed(tmp_path):
+    folder = tmp_path / f"{ARMS[1]}-seed0"
+    folder.mkdir()
+    (folder / "recipe.json").write_text(json.dumps({"recipe": asdict(replace(CONTROL, pretrained=False))}))
+    ablation.refuse_other_recipes([(ARMS[0], 0), (ARMS[1], 0)], CONTROL, tmp_path)
+    with pytest.raises(InputError, match=r"NoPretrain-seed0 holds a run with other settings \(epochs: 30 -> 10\): restore them, or choose a new --name"):
+        ablation.refuse_other_recipes([(ARMS[0], 0), (ARMS[1], 0)], replace(CONTROL, epochs=10), tmp_path)
+
+
+def test_a_shard_whose_arm_fails_says_so(tmp_path, monkeypatch):
+    from common import data
+
+    def fail(*_, **__):
+        raise RunError("the loss is not finite")
+    monkeypatch.setattr(train_effnet, "train", fail)
+    monkeypatch.setattr(data, "load_splits", lambda *_: None)
+    codes = []
+    for shard in ("1/5", "2/5"):
+        monkeypatch.setattr(sys, "argv", ["ablation.py", "--all", "--shard", shard, "--out", str(tmp_path), "--name", "s"])
+        codes.append(ablation.main())
+        monkeypatch.setattr(ablation, "run_job", lambda *_: None)  # the second shard's arm does not fail, the first one's mark is still there
+    assert codes == [1, 0]
+
+
 def test_bad_choices_are_exit_2(run_script):
     for flags in ((), ("--all", "--arms", "EfficientNetB2_NoLS"), ("--arms", "NoSuchArm"), ("--all", "--seeds", "1", "1"), ("--all", "--shard", "3/2", "--smoke")):
         done = run_script("ablation.py", *flags)

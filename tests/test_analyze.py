@@ -153,6 +153,20 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(figures, name, lambda *_, **__: None)
 
 
+def test_the_data_of_the_training_is_found_again(cifar: tuple[Path, Path], tmp_path: Path, undrawn: None) -> None:
+    ckpt, tree = cifar
+    here = Runtime(device="cpu", out=str(tmp_path), offline=True)
+    folder = analyze(Options(str(ckpt), faithfulness=2), here)  # no --data-dir
+    assert strict(folder / "analysis.json")["images"] == len(list((tree / "test").rglob("*.png")))
+    moved = tree.with_name("moved")
+    tree.rename(moved)
+    try:
+        with pytest.raises(InputError, match="--data-dir"):
+            analyze(Options(str(ckpt), faithfulness=2), here)
+    finally:
+        moved.rename(tree)
+
+
 def test_the_same_command_writes_the_same_bytes_and_the_checkpoint_stays(cifar: tuple[Path, Path], tmp_path: Path) -> None:
     (ckpt, tree), moved = cifar, tmp_path / "moved.pt"
     before = sha256(shutil.copy(ckpt, moved))

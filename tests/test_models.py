@@ -153,6 +153,13 @@ def test_download_without_network_fails_fast_and_says_what_to_do(tmp_path, monke
     assert not list((tmp_path / "hub" / "checkpoints").iterdir())
 
 
+def test_offline_does_not_try_to_fetch_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("tried to download"))
+    with pytest.raises(InputError, match=r"no ImageNet weights in .* and --offline forbids a download: fetch https.* give --weights FILE, or use --no-pretrained"):
+        models.load_weights(models.build("efficientnet_b2"), "efficientnet_b2", None, offline=True)
+
+
 def test_unknown_model():
     with pytest.raises(InputError, match="unknown model 'vgg'"):
         models.build("vgg")
