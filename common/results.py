@@ -84,9 +84,9 @@ ROWS = (
 def _default(row: Row) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The recipe that a row's command gives, and which of its fields are flags of the script."""
     script = importlib.import_module(row.script)
-    more = {name: getattr(script, name.upper() if name == "flags" else name) for name in ("flags", "pick") if hasattr(script, "pick")}
-    recipe, _ = parse("", script.RECIPES, script.SMOKE, argv=row.command.split()[1:], **more)
-    return asdict(recipe), (*COMMON_FLAGS, *more.get("flags", ()))
+    flags, pick = getattr(script, "FLAGS", ()), getattr(script, "pick", lambda given, name: name)
+    recipe, _ = parse("", script.RECIPES, script.SMOKE, flags, pick, row.command.split()[1:])
+    return asdict(recipe), (*COMMON_FLAGS, *flags)
 
 
 def changes(row: Row, recipe: Mapping[str, Any]) -> dict[str, Any]:
