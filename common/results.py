@@ -21,7 +21,7 @@ from common import compare, findings, plots
 from common.config import COMMON_FLAGS, Parser, Recipe, parse
 from common.data import CLASSES
 from common.errors import InputError, run_script
-from common.files import read_json, write_text
+from common.files import read_json, write_json, write_text
 from common.metrics import Interval, t_interval
 from common.models import IMAGENET_URLS
 
@@ -304,6 +304,9 @@ def copy(source: Path, target: Path, trials: bool = False) -> int:
         for name in files:
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, place / name)
+        if script.startswith("train_"):
+            card = read_json(place / "recipe.json")
+            write_json(place / "recipe.json", {**card, "runtime": {**card.get("runtime", {}), "data_dir": None}})  # a path of this machine is no result
     benches = sorted(source.glob("bench*.json"))
     for path in benches:
         shutil.copyfile(path, target / f"{path.stem}-{_hardware(path)}.json")

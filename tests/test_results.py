@@ -79,6 +79,14 @@ def test_trials_are_not_published(tmp_path):
     assert results.copy(tmp_path / "runs", tmp_path / "trial", trials=True) == 4
 
 
+def test_paths_of_the_machine_are_not_published(tmp_path):
+    write_run(tmp_path / "runs", "train_baseline", train_baseline.DEFAULT, 0.73, "a")
+    path = tmp_path / "runs/train_baseline/a/recipe.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"runtime": {"data_dir": "/home/me/data", "seed": 1}}))
+    results.copy(tmp_path / "runs", tmp_path / "docs")
+    assert json.loads((tmp_path / "docs/train_baseline/a/recipe.json").read_text())["runtime"] == {"data_dir": None, "seed": 1}
+
+
 def test_another_machine_keeps_its_results(tmp_path):
     for machine, test in (("CPU x", 0.73), ("NVIDIA H200", 0.74), ("CPU x", 0.75)):
         source = tmp_path / f"runs{test}"
