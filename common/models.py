@@ -61,8 +61,21 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Linear(channels // reduction, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.expand(F.relu(self.reduce(x.mean((2, 3)))))
+        gate = self.expand(F.relu(self.reduce(SpatialMean.apply(x))))
         return x * torch.sigmoid(gate)[:, :, None, None]
+
+
+class SpatialMean(torch.autograd.Function):
+    """Mean over height and width, (N, C, H, W) → (N, C); the gradient is a view, where that of `x.mean` fills a map as large as x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.shape = x.shape
+        return x.mean((2, 3))
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return (grad / (ctx.shape[2] * ctx.shape[3]))[:, :, None, None].expand(ctx.shape)
 
 
 class SEBasicBlock(nn.Module):
@@ -128,7 +141,7 @@ class LeanMBConv(MBConvBlock):
             x = F.silu(self._bn0(self._expand_conv(x)))
         x = F.silu(self._bn1(self._depthwise_conv(x)))
         if self.has_se:
-            squeezed = x.mean((2, 3))
+            squeezed = SpatialMean.apply(x)
             squeezed = F.silu(F.linear(squeezed, self._se_reduce.weight.flatten(1), self._se_reduce.bias))
             gate = torch.sigmoid(F.linear(squeezed, self._se_expand.weight.flatten(1), self._se_expand.bias))
             x = x * gate[:, :, None, None]
