@@ -1,4 +1,5 @@
 """Device, seeds, mixed precision and the decision to compile."""
+import ctypes
 import os
 import platform
 import random
@@ -16,6 +17,7 @@ from common import toolchain
 from common.config import Runtime
 from common.errors import InputError
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 COMPILE_PAYS_AFTER = 5_000_000  # training images on a GPU: below it the compile time exceeds what faster steps save
 
 
@@ -33,8 +35,10 @@ def pick_device(runtime: Runtime) -> torch.device:
 
 
 def set_up(runtime: Runtime, seed: int) -> torch.device:
-    """The device, after seeding every generator and setting determinism and TF32."""
+    """The device, after seeding every generator and setting determinism, TF32 and, on a CPU, how memory is kept."""
     device = pick_device(runtime)
+    if device.type == "cpu":
+        _keep_freed_memory()
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -44,6 +48,16 @@ def set_up(runtime: Runtime, seed: int) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return device
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what a step frees for the next one; by default large tensors go back to the system and return page by page.
+
+    Measured on B2 at 64 px, batch 125, one thread of an EPYC: 398 → 4 ms of system time in a step of 1.8 s. Nothing elsewhere than on glibc.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_MAX, 0)
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def amp_dtype(runtime: Runtime, device: torch.device, model: str) -> torch.dtype | None:

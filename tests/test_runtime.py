@@ -1,5 +1,6 @@
 """Device, precision and the decision to compile, for machines that need not be here."""
 import os
+import platform
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,16 @@ def test_peak_memory_of_the_process_counts_bytes(run_script):
     code = "import torch; from common.runtime import peak_rss; a = peak_rss(); torch.ones(100_000_000); b = peak_rss(); torch.ones(1000); print(a, b, peak_rss())"
     before, held, after = map(int, run_script("-c", code).stdout.split())
     assert held - before > 300_000_000 and after >= held
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_comes_back_without_page_faults():
+    resource = pytest.importorskip("resource")
+    runtime.set_up(Runtime(device="cpu"), seed=0)
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.empty(2**26, dtype=torch.uint8).fill_(1)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 1000  # 64 MiB are 16,384 pages, ten times over
