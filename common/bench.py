@@ -3,18 +3,19 @@
     python -m common.bench                     # every network, every variant that this machine can run
     python -m common.bench --quick --json FILE # fewer steps and repeats
     python -m common.bench --models efficientnet_b2 --batch-sizes 125 500 1000
-    python -m common.bench --trajectory --models simple_cnn   # does ours learn as the plain loop does? losses, not rates
+    python -m common.bench --parts trajectory  # does ours learn as the plain loop does? losses of both from the same weights
+    python -m common.bench --parts profile     # where the time of our step goes, kernel by kernel
 
 *plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision transforms, eager fp32 and, for
 B2, the package as it comes; *plain+amp* adds autocast and channels_last on a GPU. *ours* is `engine.TrainStep`, eager,
 captured as a CUDA graph, or compiled and captured. Variants take turns, so that a machine that slows down slows all;
-figures are medians over the turns with their range. *Cold* is the time from nothing to the end of the first step; the first variant of a session also loads the device's libraries.
+figures are medians over the turns with their range. On a CPU either keeps freed memory, as `runtime.set_up` says. *Cold* is the time from nothing to the end of the first step; the first variant of a session also loads the device's libraries.
 """
 import argparse
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from common.config import Parser, Runtime, add_flags, collect, option
 from common.errors import InputError, run_script
 
 MODELS = {"simple_cnn": 1, "improved_cnn": 1, "se_resnet18": 1, "efficientnet_b2": 2}  # name → resize
+PARTS = ("rates", "trajectory", "profile")
+PROFILED_STEPS = 10
 IMAGES = 10_000  # drawn ones: speed does not depend on what they show
 
 
@@ -34,7 +37,6 @@ class Options:
     quick: bool = option(False, "two short turns in place of five", "bench")
     json: str | None = option(None, "write all figures, raw samples included, to this file", "bench")
     compile: bool = option(False, "measure torch.compile too (on a CPU B2 takes minutes to compile)", "bench")
-    trajectory: bool = option(False, "compare training losses, not rates: plain and ours from the same weights, several seeds", "bench")
 
 
 def main() -> int:
@@ -43,10 +45,12 @@ def main() -> int:
     add_flags(parser, Options())
     add_flags(parser, Runtime(), ("device", "amp"))
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="networks (default: all)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["rates"], help="rates of every variant, trajectory: the losses of plain and ours, "
+                        "profile: kernels of our step (default: rates)")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=None, metavar="N", help="default: 125, and on a GPU 500 and 1000 too")
     given = parser.parse_args()
     options, runtime = collect(given, Options()), collect(given, Runtime())
-    return _Bench(options, runtime).run(given.models, given.batch_sizes)
+    return _Bench(options, runtime).run(given.models, given.batch_sizes, given.parts)
 
 
 class _Bench:
@@ -65,7 +69,7 @@ class _Bench:
         drawn = synthetic.draw(IMAGES // 10, seed=0)
         self.splits = data.make_splits(*drawn, *synthetic.draw(50, seed=1), tuple(synthetic.CLASSES), "synthetic", val_size=1000).to(self.device)
         self.arrays = drawn
-        self.report: dict[str, Any] = {"environment": rt.environment(self.device), "machine": {}, "results": [], "trajectories": []}
+        self.report: dict[str, Any] = {"environment": rt.environment(self.device), "machine": {}, "results": [], "trajectories": [], "profiles": []}
 
     def sync(self) -> None:
         """Wait for the device, so that a clock read after it counts finished work."""
@@ -91,7 +95,7 @@ class _Bench:
             times.append(time.perf_counter() - start)
         return min(times[2:])
 
-    def run(self, names: list[str], batch_sizes: list[int] | None) -> int:
+    def run(self, names: list[str], batch_sizes: list[int] | None, parts: Sequence[str] = ("rates",)) -> int:
         """Measure and print; 0."""
         if self.options.json:
             folder = Path(self.options.json).resolve().parent
@@ -101,8 +105,13 @@ class _Bench:
         env = self.report["environment"]
         print(f"{env['hardware']}, torch {env['torch']}")
         for name in names:
-            for batch_size in [None] if self.options.trajectory else batch_sizes or ([125, 500, 1000] if self.cuda else [125]):
-                self.case(name, batch_size) if batch_size else self.trajectory(name)
+            for batch_size in batch_sizes or ([125, 500, 1000] if self.cuda else [125]):
+                if "rates" in parts:
+                    self.case(name, batch_size)
+                if "profile" in parts:
+                    self.profile(name, batch_size)
+            if "trajectory" in parts:
+                self.trajectory(name)
         if self.options.json:
             from common.files import write_json
 
@@ -184,6 +193,37 @@ class _Bench:
               f"{'within' if gap.low <= 0 <= gap.high else 'BEYOND'} the noise", flush=True)
         self.report["trajectories"].append({"model": name, "batch_size": recipe.batch_size, "precision": precision, "steps_a_part": part, "seeds": seeds, "means": means,
                                             "losses": losses, "gap": gap._asdict()})
+
+    def profile(self, name: str, batch_size: int, shown: int = 15) -> None:
+        """Time of our step by kernel on a GPU, captured if it can be, and by operator on a CPU; idle is what the kernels leave of the step."""
+        torch = self.torch
+        recipe, self.amp = self.recipe(name, batch_size), self.pick_amp(name)
+        precision = str(self.amp or torch.float32).removeprefix("torch.")
+        steps = self.ours(recipe, capture=self.cuda)
+        try:
+            for _ in range(3):
+                next(steps)
+        except RuntimeError as error:
+            print(f"\n{name}, batch {batch_size}: no profile ({str(error).splitlines()[0][:120]})")
+            return
+        kinds = torch.profiler.ProfilerActivity
+        with torch.profiler.profile(activities=[kinds.CUDA if self.cuda else kinds.CPU], acc_events=True) as trace:
+            self.sync()
+            start = time.perf_counter()
+            for _ in range(PROFILED_STEPS):
+                next(steps)
+            self.sync()
+            step = (time.perf_counter() - start) / PROFILED_STEPS
+        steps.close()
+        events = [event for event in trace.key_averages() if (event.device_type == torch.autograd.DeviceType.CUDA) == self.cuda]
+        spent = lambda event: (event.self_device_time_total if self.cuda else event.self_cpu_time_total) / 1e6 / PROFILED_STEPS  # noqa: E731
+        kernels = sorted(({"name": event.key, "calls": event.count / PROFILED_STEPS, "seconds": spent(event)} for event in events), key=lambda one: -one["seconds"])
+        busy = sum(one["seconds"] for one in kernels)
+        print(f"\n{name}, batch {batch_size}, ours in {precision}: {1e3 * step:.2f} ms a step under the profiler, {1e3 * busy:.2f} ms of it in {sum(one['calls'] for one in kernels):,.0f} "
+              f"{'kernels' if self.cuda else 'operators'}, {max(0.0, 1 - busy / step):.0%} idle")
+        for one in kernels[:shown]:
+            print(f"  {one['seconds'] / busy:>6.1%}{1e3 * one['seconds']:>10.3f} ms{one['calls']:>8.1f} x  {one['name'][:100]}")
+        self.report["profiles"].append({"model": name, "batch_size": batch_size, "precision": precision, "step_seconds": step, "busy_seconds": busy, "kernels": kernels})
 
     def pace(self, steps: Iterator) -> float:
         """Seconds a step over about `self.seconds`, the first two not counted."""

@@ -246,7 +246,7 @@ def speed(folder: Path) -> str:
             grid.append([one["model"], str(one["batch_size"]), one["variant"], one["precision"], f"{one['images_per_s']:,.0f}",
                          f"{min(one['samples']):,.0f}-{max(one['samples']):,.0f}", f"{one['ratio_to_plain']:.2f}", bound, f"{one['cold_seconds']:.1f}"])
         text += [f"[{path.name}]({path.name}): {env['hardware']}, torch {env['torch']}, commit {env['git_commit']}\n\n",
-                 *(f"| {' | '.join(line)} |\n" for line in (_ruled(grid) if bench["results"] else [])), *map(_trajectory, bench.get("trajectories", [])), "\n"]
+                 *(f"| {' | '.join(line)} |\n" for line in (_ruled(grid) if bench["results"] else [])), *map(_trajectory, bench.get("trajectories", [])), *map(_profile, bench.get("profiles", [])), "\n"]
     return "".join(text) or f"{UNMEASURED}\n\n"
 
 
@@ -256,6 +256,15 @@ def _trajectory(one: dict[str, Any]) -> str:
     gap = one["gap"]
     return (f"- Training loss of {one['model']}, batch {one['batch_size']}, ours in {one['precision']}, mean of each {one['steps_a_part']} steps over {one['seeds']} seeds: "
             f"{means}; ours less plain over the last half {gap['mean']:+.4f}, 95 % interval {gap['low']:+.4f} to {gap['high']:+.4f}.\n")
+
+
+def _profile(one: dict[str, Any], shown: int = 12) -> str:
+    """A table of the kernels, or on a CPU operators, that take most of a step."""
+    busy = one["busy_seconds"]
+    lines = [["kernel", "calls a step", "ms a step", "share"]]
+    lines += [[f"`{kernel['name'][:100]}`".replace("|", "\\|"), f"{kernel['calls']:.0f}", f"{1e3 * kernel['seconds']:.2f}", f"{kernel['seconds'] / busy:.1%}"] for kernel in one["kernels"][:shown]]
+    return (f"\nA step of {one['model']}, batch {one['batch_size']}, in {one['precision']}: {1e3 * one['step_seconds']:.2f} ms under the profiler, {1e3 * busy:.2f} ms of it in kernels; "
+            f"the {len(lines) - 1} longest of {len(one['kernels'])}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in _ruled(lines)))
 
 
 def size_curve(found: Sequence[Found], path: Path) -> bool:

@@ -42,9 +42,9 @@ def test_the_bound_counts_the_network(measured):
 
 
 def test_both_loops_learn_alike_from_the_same_weights(tmp_path, capsys):
-    session = bench._Bench(bench.Options(trajectory=True, json=str(tmp_path / "t.json")), Runtime(device="cpu", amp="off"))
+    session = bench._Bench(bench.Options(json=str(tmp_path / "t.json")), Runtime(device="cpu", amp="off"))
     session.learning = (2, 30)
-    session.run(["improved_cnn"], None)
+    session.run(["improved_cnn"], None, ["trajectory"])
     (found,) = json.loads((tmp_path / "t.json").read_text())["trajectories"]
     plain, ours = (found["losses"][loop] for loop in ("plain", "ours"))
     assert [len(run) for run in plain + ours] == [30] * 4
@@ -53,3 +53,15 @@ def test_both_loops_learn_alike_from_the_same_weights(tmp_path, capsys):
         assert statistics.mean(b[-10:]) < statistics.mean(b[:10]) - 0.2 and statistics.mean(a[-10:]) == pytest.approx(statistics.mean(b[-10:]), abs=0.5)
     assert found["gap"]["mean"] == pytest.approx(statistics.mean(statistics.mean(b[15:]) - statistics.mean(a[15:]) for a, b in zip(plain, ours)), abs=1e-6)
     assert "the noise" in capsys.readouterr().out
+
+
+def test_the_profile_adds_up(tmp_path, capsys):
+    session = bench._Bench(bench.Options(json=str(tmp_path / "p.json")), Runtime(device="cpu", amp="off"))
+    session.run(["improved_cnn"], [50], ["profile"])
+    found = json.loads((tmp_path / "p.json").read_text())
+    (profile,) = found["profiles"]
+    kernels = {one["name"]: one for one in profile["kernels"]}
+    assert found["results"] == [] and kernels["aten::convolution_backward"]["calls"] == kernels["aten::native_batch_norm"]["calls"] == 3
+    assert profile["busy_seconds"] == pytest.approx(sum(one["seconds"] for one in profile["kernels"]))
+    assert 0.5 * profile["step_seconds"] < profile["busy_seconds"] < 1.05 * profile["step_seconds"]
+    assert "aten::convolution_backward" in capsys.readouterr().out

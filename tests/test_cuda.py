@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from common import engine, models, runs, synthetic, toolchain
+from common import bench, engine, models, runs, synthetic, toolchain
 from common.augment import Augmentation
 from common.config import Recipe, Runtime, Stage
 from common.data import make_splits
@@ -268,10 +268,13 @@ def test_deterministic_twice_is_identical_on_the_gpu(tmp_path):
 
 
 def test_the_bench_measures_every_variant(tmp_path):
-    script(tmp_path, "-m", "common.bench", "--quick", "--compile", "--models", "simple_cnn", "--batch-sizes", "125", "--json", "bench.json")
-    found = {one["variant"]: one for one in json.loads((tmp_path / "bench.json").read_text())["results"]}
+    script(tmp_path, "-m", "common.bench", "--quick", "--compile", "--parts", *bench.PARTS, "--models", "simple_cnn", "--batch-sizes", "125", "--json", "bench.json")
+    content = json.loads((tmp_path / "bench.json").read_text())
+    found = {one["variant"]: one for one in content["results"]}
     assert {"train plain", "train plain+amp", "train ours eager", "train ours captured", "train ours compiled", "data ours", "eval ours"} <= found.keys()
-    assert all(one["peak_bytes"] > 0 for one in found.values())
+    assert all(one["peak_bytes"] > 0 for one in found.values()) and len(content["trajectories"]) == 1
+    (profile,) = content["profiles"]
+    assert any("gemm" in one["name"] or "conv" in one["name"] for one in profile["kernels"]) and 0 < profile["busy_seconds"] < 1.1 * profile["step_seconds"]
 
 
 def test_out_of_memory_names_a_smaller_batch(splits, tmp_path):

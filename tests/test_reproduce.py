@@ -23,7 +23,7 @@ def test_every_row_is_run_with_every_seed():
     for row in results.ROWS:
         expected = 0 if row in (results.PRETRAINING, results.OWN) else 2
         assert sum(f"--name {row.key}-seed" in words for words in found) == expected, row.title
-    assert found[0] == "-m common.bench --json runs/bench.json" and found[-1] == "ablation.py --all --seeds 0 1 --name study"
+    assert found[0] == "-m common.bench --parts rates trajectory profile --json runs/bench.json" and found[-1] == "ablation.py --all --seeds 0 1 --name study"
 
 
 @pytest.mark.parametrize("options", [{}, {"weights": "/w/efficientnet-b2-8bb594d6.pth"}, {"pretraining": "SET"}, {"pretraining": "SET", "start_from": "own"}])

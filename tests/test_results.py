@@ -160,11 +160,14 @@ def test_the_ablation_shown_is_the_whole_one_with_most_seeds(tmp_path):
 def test_a_bench_is_named_for_its_machine(tmp_path):
     one = {"model": "simple_cnn", "batch_size": 125, "variant": "train plain", "precision": "float32", "images_per_s": 1000.0, "samples": [900.0, 1100.0],
            "ratio_to_plain": 1.0, "cold_seconds": 0.5, "bound": {"images_per_s": 4000.0}}
+    profile = {"model": "simple_cnn", "batch_size": 125, "precision": "float32", "step_seconds": 0.002, "busy_seconds": 0.001,
+               "kernels": [{"name": "gemm<a|b>", "calls": 2.0, "seconds": 0.00075}, {"name": "copy", "calls": 1.0, "seconds": 0.00025}]}
     source, target = tmp_path / "runs", tmp_path / "docs"
     source.mkdir(), target.mkdir()
-    (source / "bench.json").write_text(json.dumps({"environment": {"hardware": "NVIDIA H200", "torch": "2.9", "git_commit": "abc"}, "results": [one]}))
+    (source / "bench.json").write_text(json.dumps({"environment": {"hardware": "NVIDIA H200", "torch": "2.9", "git_commit": "abc"}, "results": [one], "profiles": [profile]}))
     assert results.copy(source, target) == 1 and (target / "bench-nvidia-h200.json").is_file()
     assert "| simple_cnn | 125 | train plain | float32 | 1,000 | 900-1,100 | 1.00 | 25% | 0.5 |" in results.speed(target)
+    assert "| `gemm<a\\|b>` | 2 | 0.75 | 75.0% |" in results.speed(target)
 
 
 def test_publishing_copies_and_fills_the_readme(tmp_path, monkeypatch):
