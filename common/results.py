@@ -32,6 +32,7 @@ MARK, END = "<!-- results -->", "<!-- end of results -->"
 UNMEASURED = "not measured"
 COLUMNS = {"run": "---", "the report": "---", "test top-1 %": "---:", "val %": "---:", "epochs": "---:", "training": "---:", "wall-clock": "---:",
            "images/s, best epoch": "---:", "memory": "---:", "hardware": "---", "command": "---"}  # fmt: skip
+SMALL = ("run", "test top-1 %", "val %", "epochs", "training", "command")  # of README.md's table of runs with other settings
 SHORT = tuple(name for name in COLUMNS if name != "command")
 
 
@@ -191,13 +192,13 @@ def groups(row: Row, found: Sequence[Found]) -> Iterator[tuple[bool, list[Found]
     yield from sorted(((not changes(row, runs[0].recipe), runs) for runs in lines.values()), key=lambda one: not one[0])
 
 
-def table(found: Sequence[Found], columns: Sequence[str] = tuple(COLUMNS), others: bool = True) -> str:
-    """The result table as Markdown; runs with other settings get lines of their own (`others`) after the row's."""
+def table(found: Sequence[Found], columns: Sequence[str] = tuple(COLUMNS), full: bool = True, others: bool = True) -> str:
+    """The result table as Markdown: what each row's command gave (`full`), and a line for each other setting (`others`)."""
     lines = [columns, [COLUMNS[name] for name in columns]]
     for row in ROWS:
         mine = list(groups(row, found))
-        chosen = [runs for full, runs in mine if full] or [[]]
-        for runs in chosen + ([runs for full, runs in mine if not full] if others else []):
+        chosen = ([runs for own, runs in mine if own] or [[]]) if full else []
+        for runs in chosen + ([runs for own, runs in mine if not own] if others else []):
             line = cells(row, runs)
             lines.append([line[name] for name in columns])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -364,7 +365,10 @@ def summary(target: Path) -> str:
     note = about.read_text().strip().split("\n\n")[0] + "\n\n" if about.is_file() else ""
     best = next(iter(analyses(target)), None)
     found = f"Analysis of the best checkpoint, {best[0].name}: {findings.findings(best[1])[0]}" if best else f"Analysis of the best checkpoint: {UNMEASURED}."
-    return f"{note}{table(find(target), SHORT, others=False)}\n{ablation(target)}\n{found}\n"
+    runs = find(target)
+    smaller = table(runs, SMALL, full=False)
+    smaller = f"With other settings, small budgets above all:\n\n{smaller}\n" if smaller.count("\n") > 2 else ""
+    return f"{note}{table(runs, SHORT, others=False)}\n{smaller}{ablation(target)}\n{found}\n"
 
 
 def fill_readme(readme: Path, target: Path) -> None:

@@ -1,5 +1,6 @@
 """The result table holds what the files say, and says "not measured" of the rest."""
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -56,7 +57,10 @@ def test_other_settings_get_a_line_of_their_own_that_shows_them(tmp_path):
     first, second = lines_of(tmp_path, "SimpleCNN")
     assert "not measured" in first
     assert "SimpleCNN, other settings" in second and "`python train_baseline.py --epochs 2 --lr 0.5` with momentum 0.5 |" in second
-    assert len(lines_of(tmp_path, "SimpleCNN", others=False)) == 1
+    assert lines_of(tmp_path, "SimpleCNN", others=False) == [first] and lines_of(tmp_path, "SimpleCNN", full=False) == [second]
+    assert "With other settings" in results.summary(tmp_path)
+    shutil.rmtree(tmp_path / "train_baseline")
+    assert "With other settings" not in results.summary(tmp_path)
 
 
 def test_imagenet_weights_given_by_hand_are_imagenet_weights(tmp_path):
