@@ -150,8 +150,8 @@ class LeanMBConv(MBConvBlock):
             if drop_connect_rate and self.training:
                 keep = 1 - drop_connect_rate
                 mask = torch.rand(len(x), 1, 1, 1, device=x.device) < keep
-                x = x * (mask / keep).to(x.dtype)
-            x = x + inputs
+                return torch.addcmul(inputs, x, (mask / keep).to(x.dtype))
+            return x + inputs
         return x
 
 
