@@ -12,10 +12,11 @@ captured as a CUDA graph, or compiled and captured. Variants take turns, so that
 figures are medians over the turns with their range. On a CPU either keeps freed memory, as `runtime.set_up` says. *Cold* is the time from nothing to the end of the first step; the first variant of a session also loads the device's libraries.
 """
 import argparse
+import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,8 +68,9 @@ class _Bench:
         self.turns, self.seconds = (2, 1.0) if options.quick else (5, 2.0 if self.cuda else 4.0)
         self.learning = (3, 60) if options.quick else (5, 180)  # seeds and steps of a trajectory
         drawn = synthetic.draw(IMAGES // 10, seed=0)
-        self.splits = data.make_splits(*drawn, *synthetic.draw(50, seed=1), tuple(synthetic.CLASSES), "synthetic", val_size=1000).to(self.device)
-        self.arrays = drawn
+        splits = data.make_splits(*drawn, *synthetic.draw(50, seed=1), tuple(synthetic.CLASSES), "synthetic", val_size=1000)
+        self.arrays = splits.train.images.permute(0, 2, 3, 1).numpy(), splits.train.labels.numpy()  # of the plain loop: PIL takes (H, W, 3)
+        self.splits = splits.to(self.device)
         self.report: dict[str, Any] = {"environment": rt.environment(self.device), "machine": {}, "results": [], "trajectories": [], "profiles": []}
 
     def sync(self) -> None:
@@ -166,19 +168,20 @@ class _Bench:
     def trajectory(self, name: str) -> None:
         """Mean training loss of the plain loop and of ours, from the same weights under the same recipe, as both learn the drawn images.
 
-        Order and augmentation are drawn anew by either, so they agree within the noise between seeds or not at all.
+        Both take the same images in the same order; augmentation is drawn anew by either, so they agree within the noise
+        between seeds or not at all.
         """
         from common.metrics import t_interval
 
         seeds, steps = self.learning
         recipe, self.amp = self.recipe(name, 50), self.pick_amp(name)
-        recipe = replace(recipe, lr=1e-3 if name == "efficientnet_b2" else 5e-2)  # high enough for random weights to move
+        recipe = replace(recipe, lr=1e-3 if name == "efficientnet_b2" else 3e-2)  # random weights move, and at 5e-2 SimpleCNN jumps
         losses: dict[str, list[list[float]]] = {"plain": [], "ours": []}
         for seed in range(seeds):
             for loop, take in (("plain", self.plain), ("ours", partial(self.ours, capture=self.cuda))):
                 self.torch.manual_seed(seed)
                 weights = self.plain_model(recipe).state_dict()  # drawn anew from the same seed: equal for both
-                run = take(recipe, weights=weights)
+                run = take(recipe, weights=weights, seed=seed)
                 losses[loop].append([next(run) for _ in range(steps)])
                 run.close()
         part = steps // 6
@@ -289,17 +292,24 @@ class _Bench:
                   "eval plain": lambda: self.plain_eval(recipe), "eval ours": lambda: self.our_eval(recipe)}
         return found
 
-    def loader(self, recipe: Any) -> Iterator[tuple[Any, Any]]:
+    def batches(self, batch_size: int, seed: int) -> Iterator[list[int]]:
+        """Endless batches of positions in train, in the order of ours."""
+        from common import engine
+
+        for epoch in itertools.count():
+            yield from engine.epoch_order(len(self.arrays[1]), batch_size, engine.seed_epoch(seed, epoch)).tolist()
+
+    def loader(self, recipe: Any, seed: int = 0) -> Iterable[tuple[Any, Any]]:
         """Endless batches of the plain data side: PIL, torchvision transforms, DataLoader workers."""
         from PIL import Image
         from torchvision import transforms as T
 
-        images, labels = self.arrays[0].transpose(0, 2, 3, 1), self.arrays[1]
+        images, labels = self.arrays
         chain = [T.RandomCrop(32, padding=4), T.RandomHorizontalFlip()]
         chain += [T.RandomRotation(recipe.rotation)] if recipe.rotation else []
         chain += [T.ColorJitter(recipe.jitter, recipe.jitter, recipe.jitter)]
         chain += [T.Resize(32 * recipe.resize)] if recipe.resize > 1 else []
-        chain += [T.ToTensor(), T.Normalize((0.5,) * 3, (0.25,) * 3)]
+        chain += [T.ToTensor(), T.Normalize(self.splits.mean, self.splits.std)]
         chain += [T.RandomErasing(recipe.random_erasing)] if recipe.random_erasing else []
         transform = T.Compose(chain)
 
@@ -311,10 +321,8 @@ class _Bench:
                 return transform(Image.fromarray(images[i])), int(labels[i])
 
         workers = min(8, os.cpu_count() or 1)
-        batches = self.torch.utils.data.DataLoader(Drawn(), recipe.batch_size, shuffle=True, num_workers=workers, drop_last=True, pin_memory=self.cuda,
-                                                   persistent_workers=True, multiprocessing_context="fork")
-        while True:
-            yield from batches
+        return self.torch.utils.data.DataLoader(Drawn(), batch_sampler=self.batches(recipe.batch_size, seed), num_workers=workers, pin_memory=self.cuda,
+                                                multiprocessing_context="fork")
 
     def plain_model(self, recipe: Any) -> Any:
         """The network as a tutorial has it: NCHW, fp32, B2 from the package untouched."""
@@ -325,7 +333,7 @@ class _Bench:
         model = EfficientNet.from_name("efficientnet-b2", num_classes=10) if recipe.model == "efficientnet_b2" else models.build(recipe.model)
         return model.to(self.device)
 
-    def plain(self, recipe: Any, amp: bool = False, weights: dict[str, Any] | None = None) -> Iterator[float]:
+    def plain(self, recipe: Any, amp: bool = False, weights: dict[str, Any] | None = None, seed: int = 0) -> Iterator[float]:
         """Steps of the plain loop; yields each loss, which `loss.item()` reads as tutorials do."""
         torch = self.torch
         model, dtype = self.plain_model(recipe).train(), self.amp if amp else None
@@ -337,7 +345,7 @@ class _Bench:
         decay = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
         optimizer = torch.optim.AdamW(model.parameters(), **decay) if adam else torch.optim.SGD(model.parameters(), momentum=0.9, **decay)
         scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-        for images, labels in self.loader(recipe):
+        for images, labels in self.loader(recipe, seed):
             images = images.to(self.device, memory_format=torch.channels_last if amp else torch.contiguous_format)
             labels = labels.to(self.device)
             optimizer.zero_grad()
@@ -361,7 +369,7 @@ class _Bench:
         model = models.build(recipe.model, dropout=recipe.dropout, bn_momentum=recipe.bn_momentum)
         return model.to(self.device, memory_format=self.torch.channels_last)
 
-    def ours(self, recipe: Any, capture: bool = False, compiled: bool = False, weights: dict[str, Any] | None = None) -> Iterator[float | None]:
+    def ours(self, recipe: Any, capture: bool = False, compiled: bool = False, weights: dict[str, Any] | None = None, seed: int = 0) -> Iterator[float | None]:
         """Steps of `engine.TrainStep`; yields each loss if `weights` were given, or nothing, since reading one waits for the device."""
         from common import engine
 
@@ -374,13 +382,11 @@ class _Bench:
                                 recipe.batch_size, recipe.label_smoothing, self.amp)
         if capture and (problem := step.capture()):
             raise RuntimeError(problem)
-        epoch = 0
-        while True:
-            step.start_epoch(epoch, [recipe.lr] * step.steps)
+        for epoch in itertools.count():
+            step.start_epoch(engine.seed_epoch(seed, epoch), [recipe.lr] * step.steps)
             for i in range(step.steps):
                 step()
                 yield float(step.losses[i]) if weights else None
-            epoch += 1
 
     def plain_data(self, recipe: Any) -> Iterator[None]:
         """Batches of the plain data side, delivered to the device."""

@@ -47,6 +47,15 @@ def seed_epoch(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
 
 
+def epoch_order(images: int, batch_size: int, seed: int) -> torch.Tensor:
+    """Positions (steps, batch_size) int64 of an epoch's batches, on the CPU: the same on every device.
+
+    A short last batch would need a graph of its own and is left out; its images come in the next epoch.
+    """
+    steps = images // batch_size
+    return torch.randperm(images, generator=torch.Generator().manual_seed(seed))[: steps * batch_size].view(steps, batch_size)
+
+
 def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
     """The recipe's optimiser over the trainable parameters, fused, its learning rate in a tensor on the device.
 
@@ -89,7 +98,7 @@ class TrainStep:
         self.device = split.labels.device
         self.label_smoothing, self.amp = label_smoothing, amp
         self.batch_size = min(batch_size, len(split))
-        self.steps = len(split) // self.batch_size  # a short last batch would need a graph of its own; its images come next epoch
+        self.steps = len(split) // self.batch_size
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == torch.float16)
         self.generator = torch.Generator(self.device)
         self.order = torch.zeros(self.steps, self.batch_size, dtype=torch.int64, device=self.device)
@@ -106,8 +115,7 @@ class TrainStep:
         """Draw a new order, seed the generators, load the epoch's learning rates and clear its record."""
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
-        order = torch.randperm(len(self.split), generator=torch.Generator().manual_seed(seed))  # drawn on the CPU: the same on every device
-        self.order.copy_(order[: self.steps * self.batch_size].view(self.steps, -1))
+        self.order.copy_(epoch_order(len(self.split), self.batch_size, seed))
         self.lrs.copy_(torch.tensor(lrs))
         self.cursor.zero_()
         self.losses.zero_()

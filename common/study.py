@@ -109,8 +109,8 @@ def _save_samples(folder: Path, splits: Splits, prepare: engine.Preprocess, reci
     plots.sample_grid(splits.train.images.cpu().numpy(), splits.train.labels.cpu().numpy(), splits.classes, folder / "cifar10_sample_images.png",
                       f"Training images ({splits.source})")
     first = min(64, len(splits.train), recipe.batch_size)
-    order = torch.randperm(len(splits.train), generator=torch.Generator().manual_seed(engine.seed_epoch(recipe.seed, 1)))[:first]
-    at = order.to(splits.train.labels.device)
+    order = engine.epoch_order(len(splits.train), min(recipe.batch_size, len(splits.train)), engine.seed_epoch(recipe.seed, 1))
+    at = order[0, :first].to(splits.train.labels.device)
     generator = torch.Generator(at.device).manual_seed(recipe.seed)
     batch = prepare.train(splits.train.images[at], generator) * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
     plots.augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), splits.train.labels[at].cpu().numpy(), splits.classes, folder / "augmented_batch.png",
