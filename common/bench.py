@@ -9,7 +9,8 @@
 *plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision transforms, eager fp32 and, for
 B2, the package as it comes; *plain+amp* adds autocast and channels_last on a GPU. *ours* is `engine.TrainStep`, eager,
 captured as a CUDA graph, or compiled and captured. Variants take turns, so that a machine that slows down slows all;
-figures are medians over the turns with their range. On a CPU either keeps freed memory, as `runtime.set_up` says. *Cold* is the time from nothing to the end of the first step; the first variant of a session also loads the device's libraries.
+figures are medians over the turns with their range. On a CPU either keeps freed memory, as `runtime.set_up` says. *Cold* is
+the time from nothing to the end of the first step; the first variant of a session also loads the device's libraries.
 """
 import argparse
 import itertools
@@ -222,8 +223,9 @@ class _Bench:
         spent = lambda event: (event.self_device_time_total if self.cuda else event.self_cpu_time_total) / 1e6 / PROFILED_STEPS  # noqa: E731
         kernels = sorted(({"name": event.key, "calls": event.count / PROFILED_STEPS, "seconds": spent(event)} for event in events), key=lambda one: -one["seconds"])
         busy = sum(one["seconds"] for one in kernels)
-        print(f"\n{name}, batch {batch_size}, ours in {precision}: {1e3 * step:.2f} ms a step under the profiler, {1e3 * busy:.2f} ms of it in {sum(one['calls'] for one in kernels):,.0f} "
-              f"{'kernels' if self.cuda else 'operators'}, {max(0.0, 1 - busy / step):.0%} idle")
+        calls, kind = sum(one["calls"] for one in kernels), "kernels" if self.cuda else "operators"
+        print(f"\n{name}, batch {batch_size}, ours in {precision}: {1e3 * step:.2f} ms a step under the profiler, {1e3 * busy:.2f} ms of it "
+              f"in {calls:,.0f} {kind}, {max(0.0, 1 - busy / step):.0%} idle")
         for one in kernels[:shown]:
             print(f"  {one['seconds'] / busy:>6.1%}{1e3 * one['seconds']:>10.3f} ms{one['calls']:>8.1f} x  {one['name'][:100]}")
         self.report["profiles"].append({"model": name, "batch_size": batch_size, "precision": precision, "step_seconds": step, "busy_seconds": busy, "kernels": kernels})

@@ -64,7 +64,8 @@ def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[Step]
     pretrained = out / "train_effnet" / "pretraining" / "result.json"
     own, imagenet = ["--weights", str(pretrained.with_name("best.pt"))], ["--weights", options.weights] if options.weights else []
     start, suffix, needed = (own, "-own", pretrained) if options.start_from == "own" else (imagenet, "", None)
-    steps = [Step(["-m", "common.bench", "--parts", *PARTS, *device, "--json", str(out / "bench.json"), *["--quick", "--models", "simple_cnn"] * runtime.smoke], out / "bench.json")]
+    speed = out / "bench.json"
+    steps = [Step(["-m", "common.bench", "--parts", *PARTS, *device, "--json", str(speed), *["--quick", "--models", "simple_cnn"] * runtime.smoke], speed)]
     for row in results.ROWS:
         if row is results.PRETRAINING:
             words = ["train_effnet.py", "--resize", str(_resize_to_64(options)), "--no-pretrained", *(["--data-dir", options.pretraining] if options.pretraining else [])]

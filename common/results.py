@@ -247,7 +247,8 @@ def speed(folder: Path) -> str:
             grid.append([one["model"], str(one["batch_size"]), one["variant"], one["precision"], f"{one['images_per_s']:,.0f}",
                          f"{min(one['samples']):,.0f}-{max(one['samples']):,.0f}", f"{one['ratio_to_plain']:.2f}", bound, f"{one['cold_seconds']:.1f}"])
         text += [f"[{path.name}]({path.name}): {env['hardware']}, torch {env['torch']}, commit {env['git_commit']}\n\n",
-                 *(f"| {' | '.join(line)} |\n" for line in (_ruled(grid) if bench["results"] else [])), *map(_trajectory, bench.get("trajectories", [])), *map(_profile, bench.get("profiles", [])), "\n"]
+                 *(f"| {' | '.join(line)} |\n" for line in (_ruled(grid) if bench["results"] else [])), *map(_trajectory, bench.get("trajectories", [])),
+                 *map(_profile, bench.get("profiles", [])), "\n"]
     return "".join(text) or f"{UNMEASURED}\n\n"
 
 
@@ -263,9 +264,11 @@ def _profile(one: dict[str, Any], shown: int = 12) -> str:
     """A table of the kernels, or on a CPU operators, that take most of a step."""
     busy = one["busy_seconds"]
     lines = [["kernel", "calls a step", "ms a step", "share"]]
-    lines += [[f"`{kernel['name'][:100]}`".replace("|", "\\|"), f"{kernel['calls']:.0f}", f"{1e3 * kernel['seconds']:.2f}", f"{kernel['seconds'] / busy:.1%}"] for kernel in one["kernels"][:shown]]
-    return (f"\nA step of {one['model']}, batch {one['batch_size']}, in {one['precision']}: {1e3 * one['step_seconds']:.2f} ms under the profiler, {1e3 * busy:.2f} ms of it in kernels; "
-            f"the {len(lines) - 1} longest of {len(one['kernels'])}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in _ruled(lines)))
+    for kernel in one["kernels"][:shown]:
+        name = kernel["name"][:100].replace("|", "\\|")
+        lines.append([f"`{name}`", f"{kernel['calls']:.0f}", f"{1e3 * kernel['seconds']:.2f}", f"{kernel['seconds'] / busy:.1%}"])
+    return (f"\nA step of {one['model']}, batch {one['batch_size']}, in {one['precision']}: {1e3 * one['step_seconds']:.2f} ms under the profiler, "
+            f"{1e3 * busy:.2f} ms of it in kernels; the {len(lines) - 1} longest of {len(one['kernels'])}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in _ruled(lines)))
 
 
 def size_curve(found: Sequence[Found], path: Path) -> bool:
