@@ -268,7 +268,7 @@ def _profile(one: dict[str, Any], shown: int = 12) -> str:
         name = kernel["name"][:100].replace("|", "\\|")
         lines.append([f"`{name}`", f"{kernel['calls']:.0f}", f"{1e3 * kernel['seconds']:.2f}", f"{kernel['seconds'] / busy:.1%}"])
     return (f"\nA step of {one['model']}, batch {one['batch_size']}, in {one['precision']}: {1e3 * one['step_seconds']:.2f} ms under the profiler, "
-            f"{1e3 * busy:.2f} ms of it in kernels; the {len(lines) - 1} longest of {len(one['kernels'])}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in _ruled(lines)))
+            f"{1e3 * busy:.2f} ms of it in kernels (on a CPU: operators); the {len(lines) - 1} longest of {len(one['kernels'])}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in _ruled(lines)))
 
 
 def size_curve(found: Sequence[Found], path: Path) -> bool:
