@@ -63,8 +63,8 @@ def _keep_freed_memory() -> None:
 def amp_dtype(runtime: Runtime, device: torch.device, model: str) -> torch.dtype | None:
     """dtype of autocast for a network, None for plain fp32.
 
-    `auto` on a CPU is bf16 where the processor computes in it, but for EfficientNet-B2, which gains nothing there: measured on an
-    EPYC with AVX512-BF16, 1.6 to 2.5 times as fast for the other three, 1.05 for B2.
+    `auto` on a CPU is bf16 where the processor computes in it, but for EfficientNet-B2: measured on an EPYC with AVX512-BF16
+    (the benches in docs/results), 1.6 to 1.8 times as fast as fp32 for the other three, 0.6 times for B2.
 
     Raises:
         InputError: `--amp fp16` on a CPU.
