@@ -9,7 +9,7 @@
 *plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision transforms, eager fp32 and, for
 B2, the package as it comes; *plain+amp* adds autocast and channels_last on a GPU. *ours* is `engine.TrainStep`, eager,
 captured as a CUDA graph, or compiled and captured. Variants take turns, so that a machine that slows down slows all;
-figures are medians over the turns with their range. On a CPU either keeps freed memory, as `runtime.set_up` says. *Cold* is
+figures are medians over the turns with their range. On a CPU both keep freed memory, as `runtime.set_up` says. *Cold* is
 the time from nothing to the end of the first step; the first variant of a session also loads the device's libraries.
 """
 import argparse
@@ -65,6 +65,7 @@ class _Bench:
 
         self.options, self.device, self.torch = options, rt.set_up(runtime, seed=0), torch
         self.cuda, self.amp = self.device.type == "cuda", None
+        self.precision_of = rt.precision
         self.pick_amp = lambda name: rt.amp_dtype(runtime, self.device, name)
         self.turns, self.seconds = (2, 1.0) if options.quick else (5, 2.0 if self.cuda else 4.0)
         self.learning = (3, 60) if options.quick else (5, 180)  # seeds and steps of a trajectory
@@ -124,7 +125,7 @@ class _Bench:
     def case(self, name: str, batch_size: int) -> None:
         """All variants of one network at one batch size."""
         recipe, self.amp = self.recipe(name, batch_size), self.pick_amp(name)
-        precision = str(self.amp or self.torch.float32).removeprefix("torch.")
+        precision = self.precision_of(self.amp)
         machines = self.report["machine"]
         if precision not in machines:
             machines[precision] = self.machine()
@@ -189,7 +190,7 @@ class _Bench:
         curves = {loop: [[statistics.mean(run[k : k + part]) for k in range(0, steps, part)] for run in runs] for loop, runs in losses.items()}
         means = {loop: [statistics.mean(values) for values in zip(*runs)] for loop, runs in curves.items()}
         gap = t_interval([statistics.mean(ours[3:]) - statistics.mean(plain[3:]) for plain, ours in zip(curves["plain"], curves["ours"])])
-        precision = str(self.amp or self.torch.float32).removeprefix("torch.")
+        precision = self.precision_of(self.amp)
         print(f"\n{name}, batch {recipe.batch_size}, ours in {precision}: mean loss of each {part} steps over {seeds} seeds")
         for loop, values in means.items():
             print(f"  {loop:<6}" + "".join(f"{value:>8.3f}" for value in values))
@@ -202,7 +203,7 @@ class _Bench:
         """Time of our step by kernel on a GPU, captured if it can be, and by operator on a CPU; idle is what the kernels leave of the step."""
         torch = self.torch
         recipe, self.amp = self.recipe(name, batch_size), self.pick_amp(name)
-        precision = str(self.amp or torch.float32).removeprefix("torch.")
+        precision = self.precision_of(self.amp)
         steps = self.ours(recipe, capture=self.cuda)
         try:
             for _ in range(3):

@@ -52,19 +52,6 @@ class ImprovedCNN(SimpleCNN):
         super().__init__(num_classes, input_size, batch_norm=True, bn_momentum=bn_momentum)
 
 
-class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from the channel means (Hu et al. 2018, arXiv:1709.01507; reduction 16)."""
-
-    def __init__(self, channels: int, reduction: int = 16) -> None:
-        super().__init__()
-        self.reduce = nn.Linear(channels, channels // reduction)
-        self.expand = nn.Linear(channels // reduction, channels)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.expand(F.relu(self.reduce(SpatialMean.apply(x))))
-        return x * torch.sigmoid(gate)[:, :, None, None]
-
-
 class SpatialMean(torch.autograd.Function):
     """Mean over height and width, (N, C, H, W) → (N, C); the gradient is a view, where that of `x.mean` fills a map as large as x."""
 
@@ -76,6 +63,19 @@ class SpatialMean(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
         return (grad / (ctx.shape[2] * ctx.shape[3]))[:, :, None, None].expand(ctx.shape)
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate computed from the channel means (Hu et al. 2018, arXiv:1709.01507; reduction 16)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.reduce = nn.Linear(channels, channels // reduction)
+        self.expand = nn.Linear(channels // reduction, channels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate = self.expand(F.relu(self.reduce(SpatialMean.apply(x))))
+        return x * torch.sigmoid(gate)[:, :, None, None]
 
 
 class SEBasicBlock(nn.Module):

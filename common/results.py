@@ -11,7 +11,7 @@ import functools
 import importlib
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,11 @@ def groups(row: Row, found: Sequence[Found]) -> Iterator[tuple[bool, list[Found]
     yield from sorted(((not changes(row, runs[0].recipe), runs) for runs in lines.values()), key=lambda one: not one[0])
 
 
+def _markdown(lines: Iterable[Sequence[str]]) -> str:
+    """Rows of cells as Markdown."""
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def table(found: Sequence[Found], columns: Sequence[str] = tuple(COLUMNS), full: bool = True, others: bool = True) -> str:
     """The result table as Markdown: what each row's command gave (`full`), and a line for each other setting (`others`)."""
     lines = [columns, [COLUMNS[name] for name in columns]]
@@ -201,7 +206,7 @@ def table(found: Sequence[Found], columns: Sequence[str] = tuple(COLUMNS), full:
         for runs in chosen + ([runs for own, runs in mine if not own] if others else []):
             line = cells(row, runs)
             lines.append([line[name] for name in columns])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return _markdown(lines)
 
 
 def full_ablation(folder: Path) -> dict[str, Any] | None:
@@ -219,7 +224,7 @@ def ablation(folder: Path) -> str:
     """The ablation's table and conclusions as Markdown; what was not measured says so."""
     full = full_ablation(folder)
     if full:
-        return "".join(f"| {' | '.join(line)} |\n" for line in _ruled(compare.grid(full))) + "\n" + "".join(f"- {words}\n" for words in full["conclusions"])
+        return _markdown(_ruled(compare.grid(full))) + "\n" + "".join(f"- {words}\n" for words in full["conclusions"])
     return f"Five-arm ablation with all training images: {UNMEASURED}.\n"
 
 
@@ -247,7 +252,7 @@ def speed(folder: Path) -> str:
             grid.append([one["model"], str(one["batch_size"]), one["variant"], one["precision"], f"{one['images_per_s']:,.0f}",
                          f"{min(one['samples']):,.0f}-{max(one['samples']):,.0f}", f"{one['ratio_to_plain']:.2f}", bound, f"{one['cold_seconds']:.1f}"])
         text += [f"[{path.name}]({path.name}): {env['hardware']}, torch {env['torch']}, commit {env['git_commit']}\n\n",
-                 *(f"| {' | '.join(line)} |\n" for line in (_ruled(grid) if bench["results"] else [])), *map(_trajectory, bench.get("trajectories", [])),
+                 _markdown(_ruled(grid)) if bench["results"] else "", *map(_trajectory, bench.get("trajectories", [])),
                  *map(_profile, bench.get("profiles", [])), "\n"]
     return "".join(text) or f"{UNMEASURED}\n\n"
 
@@ -268,7 +273,7 @@ def _profile(one: dict[str, Any], shown: int = 12) -> str:
         name = kernel["name"][:100].replace("|", "\\|")
         lines.append([f"`{name}`", f"{kernel['calls']:.0f}", f"{1e3 * kernel['seconds']:.2f}", f"{kernel['seconds'] / busy:.1%}"])
     return (f"\nA step of {one['model']}, batch {one['batch_size']}, in {one['precision']}: {1e3 * one['step_seconds']:.2f} ms under the profiler, "
-            f"{1e3 * busy:.2f} ms of it in kernels (on a CPU: operators); the {len(lines) - 1} longest of {len(one['kernels'])}:\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in _ruled(lines)))
+            f"{1e3 * busy:.2f} ms of it in kernels (on a CPU: operators); the {len(lines) - 1} longest of {len(one['kernels'])}:\n\n{_markdown(_ruled(lines))}")
 
 
 def size_curve(found: Sequence[Found], path: Path) -> bool:

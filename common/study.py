@@ -15,7 +15,7 @@ from common.data import Splits, load_splits
 from common.diagnose import diagnose
 from common.files import write_json
 from common.metrics import wilson_interval
-from common.runtime import amp_dtype, environment, peak_rss, set_up, wants_compile
+from common.runtime import amp_dtype, environment, peak_rss, precision, set_up, wants_compile
 
 PROBE_SIZE = 4
 HALF = (0.5,) * 3
@@ -60,7 +60,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
         torch.cuda.reset_peak_memory_stats(device)
     amp = amp_dtype(runtime, device, recipe.model)
     splits = load_splits(recipe, runtime)
-    versions = {**environment(device), "precision": str(amp or torch.float32).removeprefix("torch.")}
+    versions = {**environment(device), "precision": precision(amp)}
     size = splits.image_size * recipe.resize
     arch = models.architecture(recipe.model, num_classes=len(splits.classes), input_size=size, stem=recipe.stem, dropout=recipe.dropout,
                                bn_momentum=recipe.bn_momentum)
@@ -108,9 +108,8 @@ def _save_samples(folder: Path, splits: Splits, prepare: engine.Preprocess, reci
     """cifar10_sample_images.png and augmented_batch.png; both from generators of their own, so training is not touched."""
     plots.sample_grid(splits.train.images.cpu().numpy(), splits.train.labels.cpu().numpy(), splits.classes, folder / "cifar10_sample_images.png",
                       f"Training images ({splits.source})")
-    first = min(64, len(splits.train), recipe.batch_size)
     order = engine.epoch_order(len(splits.train), min(recipe.batch_size, len(splits.train)), engine.seed_epoch(recipe.seed, 1))
-    at = order[0, :first].to(splits.train.labels.device)
+    at = order[0, :64].to(splits.train.labels.device)
     generator = torch.Generator(at.device).manual_seed(recipe.seed)
     batch = prepare.train(splits.train.images[at], generator) * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
     plots.augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), splits.train.labels[at].cpu().numpy(), splits.classes, folder / "augmented_batch.png",

@@ -88,10 +88,11 @@ def test_step_equals_a_plain_loop(splits):
 @pytest.mark.parametrize("name, resize", [("simple_cnn", 1), ("improved_cnn", 1), ("se_resnet18", 1), ("efficientnet_b2", 2)])
 def test_nothing_up_to_the_loss_waits_for_a_gpu_or_leaves_it(name, resize):
     """Augmentation, network and loss on tensors that claim to lie on a GPU and hold no data: a read-back raises, a CPU tensor among them, too."""
-    with FakeTensorMode(), torch.device("cuda", 0):
-        images, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64)
+    with FakeTensorMode():
+        with torch.device("cuda", 0):  # for what the test makes, not for what it tests
+            images, labels, model = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.zeros(8, dtype=torch.int64), models.build(name)
         prepare = engine.Preprocess((0.5,) * 3, (0.25,) * 3, resize, Augmentation(4, True, 15, 0.2, 0.2), images.device)
-        logits = models.build(name)(prepare.train(images, None))
+        logits = model(prepare.train(images, None))
         loss = F.cross_entropy(logits, labels, label_smoothing=0.1)
         assert loss.is_cuda and logits.shape == (8, 10)
         with pytest.raises(DataDependentOutputException):
