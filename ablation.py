@@ -81,7 +81,7 @@ def share(jobs: list[tuple[str, int]], shard: str | None) -> list[tuple[str, int
 
 def run_job(arm: str, seed: int, control: Recipe, runtime: Runtime, study: Path) -> None:
     """Train one arm with one seed, or go on with it, or skip it if it is finished; its cost is measured beside it."""
-    from common import compare
+    from common.study.ablation import measure_cost
 
     recipe, name = replace(control, seed=seed, **ARMS[arm]), f"{arm}-seed{seed}"
     folder = study / name
@@ -89,7 +89,7 @@ def run_job(arm: str, seed: int, control: Recipe, runtime: Runtime, study: Path)
     failed = study / f"{name}.FAILED"
     try:
         train_effnet.train(recipe, own, script=f"{study.parent.name}/{study.name}", publish=False)
-        compare.measure_cost(folder, runtime, quick=runtime.smoke)
+        measure_cost(folder, runtime, quick=runtime.smoke)
         failed.unlink(missing_ok=True)
     except Exception as error:  # whatever one arm dies of, the others go on; a signal is no Exception and stops them all
         print(f"FAILED {name}: {error}", flush=True)
@@ -119,8 +119,9 @@ def main() -> int:
     jobs = [(arm, seed) for seed in options.seeds for arm in options.arms]
     mine = share(jobs, options.shard)
     study = Path(runtime.out) / "ablation" / (runtime.run_name or ("smoke-" if runtime.smoke else "") + control.name().replace("-seed0", ""))
-    from common import compare, runs  # after the command line has been read: torch takes seconds to import
-    from common.data import load_splits
+    from common.study import ablation as tables
+    from common.training.run import publish  # after the command line has been read: torch takes seconds to import
+    from common.data.sources import load_splits
 
     if not options.collect:
         study.mkdir(parents=True, exist_ok=True)
@@ -134,13 +135,13 @@ def main() -> int:
             eta = f", about {pace * (left - done) / 60:.1f} min left" if pace else ""
             print(f"\n[{done + 1}/{left}] {arm}, seed {seed}{eta}", flush=True)
             run_job(arm, seed, control, runtime, study)
-    table = {**compare.collect(study, options.arms, options.seeds, CONTROL), "recipe": asdict(control)}
-    compare.write(table, study)
-    for line in compare.text(table):
+    table = {**tables.collect(study, options.arms, options.seeds, CONTROL), "recipe": asdict(control)}
+    tables.write(table, study)
+    for line in tables.text(table):
         print(line)
-    best = compare.best_checkpoint(table, study)
+    best = tables.best_checkpoint(table, study)
     if best is not None and not options.collect:
-        print(runs.publish(best))
+        print(publish(best))
     own_failed = table["failed"].keys() & {f"{arm}-seed{seed}" for arm, seed in mine}
     return 1 if own_failed or not options.shard and (table["missing"] or table["failed"]) else 0
 

@@ -40,48 +40,56 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     import torch  # after the command line has been read: it takes seconds to import
     from tqdm import tqdm
 
-    from common import analysis, data, engine, figures, report, runs
-    from common.augment import Augmentation
+    from common.analysis.faithfulness import faithfulness, halves, heat_maps
+    from common.analysis.inputs import describe, digest, open_folder, open_split, pick_layer, read_card
+    from common.analysis.scores import examples, predictions, scores as score, write_tables
+    from common.data.sources import CLASSES
+    from common.data.augment import Preprocess
+    from common.training.fit import predict
+    from common.analysis import figures
+    from common.analysis import report
+    from common.training.run import load_model
+    from common.data.augment import Augmentation
     from common.files import sha256, write_json
-    from common.runtime import environment, set_up
+    from common.training.runtime import environment, set_up
 
     device = set_up(runtime, options.seed)
-    model, card = runs.load_model(Path(options.ckpt), device)
-    recipe, classes, input_size = analysis.read_card(options.ckpt, card)
+    model, card = load_model(Path(options.ckpt), device)
+    recipe, classes, input_size = read_card(options.ckpt, card)
     generator = torch.Generator().manual_seed(options.seed)
-    split, source = analysis.open_split(options.ckpt, card, recipe, options.split, options.limit, runtime, generator)
-    layer, shape = analysis.pick_layer(model, input_size, options.layer)
-    request = {**asdict(options), "ckpt": sha256(Path(options.ckpt)), "images": analysis.digest(split)}
+    split, source = open_split(options.ckpt, card, recipe, options.split, options.limit, runtime, generator)
+    layer, shape = pick_layer(model, input_size, options.layer)
+    request = {**asdict(options), "ckpt": sha256(Path(options.ckpt)), "images": digest(split)}
     name = recipe.name() + ("-val" if options.split == "val" else "")
-    folder = analysis.open_folder(Path(runtime.out) / "analyze", runtime.run_name, name, request)
+    folder = open_folder(Path(runtime.out) / "analyze", runtime.run_name, name, request)
     split = split.to(device)
-    prepare = engine.Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
-    heat = partial(analysis.heat_maps, model, layer, prepare)
+    prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
+    heat = partial(heat_maps, model, layer, prepare)
 
     with tqdm(total=len(split), desc="predictions", unit="img", disable=None) as bar:
-        logits = engine.predict(model, split.images, prepare, options.batch_size, progress=bar.update)
-    preds, rows = logits.argmax(1), analysis.predictions(logits, split, classes)
-    scores = analysis.scores(logits, split.labels, classes)
+        logits = predict(model, split.images, prepare, options.batch_size, progress=bar.update)
+    preds, rows = logits.argmax(1), predictions(logits, split, classes)
+    scores = score(logits, split.labels, classes)
 
     order = torch.randperm(len(split), generator=generator).tolist()
-    right, wrong, typical = analysis.examples(rows, classes, scores["most_confused"], order)
+    right, wrong, typical = examples(rows, classes, scores["most_confused"], order)
     gallery = wrong[: options.open_errors]
     planes = [i for i in wrong if (rows[i]["true"], rows[i]["predicted"]) == PLANE_AS_SHIP]
     tested = sorted(order[: options.faithfulness or (100 if recipe.synthetic else 500)])
-    is_cifar10 = tuple(classes) == data.CLASSES
+    is_cifar10 = tuple(classes) == CLASSES
     birds = {"bird": [rows[i]["true"] == "bird" for i in tested]} if is_cifar10 else {}
     with tqdm(total=3 * len(tested), desc="deletion and insertion", unit="img", disable=None) as bar:
-        faith = analysis.faithfulness(model, layer, shape[1:], prepare, split.images[tested], preds[tested], generator, birds, bar.update)
+        faith = faithfulness(model, layer, shape[1:], prepare, split.images[tested], preds[tested], generator, birds, bar.update)
 
     result = {
-        "request": request, "checkpoint": analysis.describe(options.ckpt, card), "source": source, "split": options.split, "classes": classes,
+        "request": request, "checkpoint": describe(options.ckpt, card), "source": source, "split": options.split, "classes": classes,
         "is_cifar10": is_cifar10, "synthetic": recipe.synthetic, **scores, "faithfulness": faith,
         "gradcam": {"layer": layer, "map": shape, "input_size": input_size, "chosen": options.layer is not None},
-        "planes_as_ships": analysis.halves(heat, model, prepare, split.images[planes], *map(classes.index, PLANE_AS_SHIP)) if is_cifar10 else None,
+        "planes_as_ships": halves(heat, model, prepare, split.images[planes], *map(classes.index, PLANE_AS_SHIP)) if is_cifar10 else None,
         "gallery": [rows[i] for i in gallery], "typical": [rows[i] for i in typical], "versions": environment(device),
     }  # fmt: skip
     write_json(folder / "analysis.json", result)
-    analysis.write_tables(folder, result, rows)
+    write_tables(folder, result, rows)
 
     images, labels = split.images.cpu().numpy(), split.labels.cpu().numpy()
     title = f"{recipe.model}, {len(split):,} {options.split} images ({source})"

@@ -26,13 +26,13 @@ SMOKE = {"simple_cnn": dict(synthetic=True, train_limit=3000, val_size=500, epoc
 
 def train(recipe: Recipe, runtime: Runtime) -> dict | None:
     """One stage and the one read of test; returns the content of result.json, or None if the run was finished before."""
-    from common import study  # after the command line has been read: torch takes seconds to import
+    from common.training.session import begin, finish  # after the command line has been read: torch takes seconds to import
 
-    work = study.begin("train_baseline", recipe, runtime)
+    work = begin("train_baseline", recipe, runtime)
     if work is None:
         return None
     work.fit(Stage("train", recipe.epochs, recipe.lr, recipe.schedule))
-    return study.finish(work)
+    return finish(work)
 
 
 def main() -> None:

@@ -50,20 +50,21 @@ def pick(given: argparse.Namespace, name: str) -> str:
 
 def train(recipe: Recipe, runtime: Runtime, script: str = "train_effnet", publish: bool = True) -> dict | None:
     """Both stages and the one read of test; returns the content of result.json, or None if the run was finished before."""
-    from common import models, study  # after the command line has been read: torch takes seconds to import
+    from common.models.build import HEADS, freeze_all_but
+    from common.training.session import begin, finish  # after the command line has been read: torch takes seconds to import
 
-    work = study.begin(script, recipe, runtime)
+    work = begin(script, recipe, runtime)
     if work is None:
         return None
     head = Stage("head", recipe.head_epochs, recipe.head_lr)
     tune = Stage("finetune", recipe.epochs, recipe.lr, recipe.schedule, recipe.warmup_epochs, recipe.patience)
     total = head.epochs + tune.epochs
 
-    models.freeze_all_but(work.model, models.HEADS[recipe.model])
+    freeze_all_but(work.model, HEADS[recipe.model])
     work.fit(head, total)
     work.model.requires_grad_(True)
     work.fit(tune, total)
-    return study.finish(work, publish)
+    return finish(work, publish)
 
 
 def main() -> None:

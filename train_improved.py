@@ -69,13 +69,13 @@ def pick(given: argparse.Namespace, name: str) -> str:
 
 def train(recipe: Recipe, runtime: Runtime) -> dict | None:
     """One stage and the one read of test; returns the content of result.json, or None if the run was finished before."""
-    from common import study  # after the command line has been read: torch takes seconds to import
+    from common.training.session import begin, finish  # after the command line has been read: torch takes seconds to import
 
-    work = study.begin("train_improved", recipe, runtime)
+    work = begin("train_improved", recipe, runtime)
     if work is None:
         return None
     work.fit(Stage("train", recipe.epochs, recipe.lr, recipe.schedule, recipe.warmup_epochs))
-    return study.finish(work)
+    return finish(work)
 
 
 def main() -> None:

@@ -26,6 +26,8 @@ class Recipe:
     synthetic: bool = option(False, "train on the drawn ten-class set: no file, no network", "data")
     train_limit: int | None = option(None, "use only N training images, the same number of each class", "data", low=1)
     val_size: int | None = option(None, "images held out from train for selection (default: a tenth)", "data", low=1, high=49_999)
+    image_size: int | None = option(None, "bring every picture to N x N pixels when it is decoded (default: as they are, or 64)", "data", low=8, high=1024)
+    fit: str = option("pad", "how a picture that is not square becomes so: nothing lost, centre cut out, or distorted", "data", choices=("pad", "crop", "stretch"))
     # model
     model: str = option("simple_cnn", "network", "model", choices=("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2"))
     stem: str = option("cifar", "SE-ResNet18's first layers: 7x7 stride 2 + pool, or 3x3 stride 1", "model", choices=("imagenet", "cifar"))
@@ -48,6 +50,7 @@ class Recipe:
     schedule: str = option("constant", "learning rate over the epochs", "optimisation", choices=("constant", "cosine"))
     warmup_epochs: float = option(0.0, "epochs of linear warm-up", "optimisation", low=0, high=1000)
     label_smoothing: float = option(0.0, "label smoothing", "optimisation", low=0, high=0.99)
+    class_weights: bool = option(False, "weight the loss by the inverse of each class's images", "optimisation")
     patience: int = option(0, "stop after N epochs without a better val accuracy; 0: never", "optimisation", low=0, high=100_000)
     head_epochs: int = option(0, "epochs of stage 1, which trains the head alone", "optimisation", low=0, high=100_000)
     head_lr: float = option(1e-3, "learning rate of stage 1", "optimisation", low=0, high=100)
@@ -100,7 +103,7 @@ class Runtime:
 
 FLAG_NAMES = {"run_name": "--name"}
 METAVARS = {"weights": "FILE", "ckpt": "FILE", "json": "FILE", "data_dir": "DIR", "out": "DIR", "target": "DIR", "pretraining": "DIR", "shard": "I/N", "rotation": "DEGREES"}
-COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay", "seed")
+COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "class_weights", "epochs", "batch_size", "lr", "weight_decay", "seed")
 
 
 class Parser(argparse.ArgumentParser):

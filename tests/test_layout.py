@@ -1,75 +1,122 @@
-"""The house keeps its order: imports point downward, scripts stand alone, help needs no torch, every public name is explained."""
+"""The house keeps its order: imports point down, scripts stand alone, help needs no torch, every public name is explained."""
 import ast
+import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from conftest import ROOT
+
 SCRIPTS = ("train_baseline", "train_improved", "train_effnet", "ablation", "analyze")
-MODULES = sorted(path.stem for path in (ROOT / "common").glob("*.py") if path.stem != "__init__")
-ALLOWED_PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "cv2", "efficientnet_pytorch", "pytest"}
+# A room may use the foundation, itself and the rooms that stand beside its name here.
+ROOMS = {
+    "data": set(),
+    "models": set(),
+    "training": {"data", "models"},
+    "analysis": {"training", "data", "models"},
+    "study": {"analysis", "training", "data", "models"},
+}
+FOUNDATION = {"config", "errors", "files", "metrics", "plots", "toolchain", "words"}
+FILES = sorted(path for path in (ROOT / "common").rglob("*.py") if path.name != "__init__.py")
+PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "cv2", "efficientnet_pytorch"}
+COME_WITH_TORCH = {"triton", "PIL"}
 
 
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def dotted(path: Path) -> str:
+    """The name by which a file is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-def imports(path: Path) -> set[str]:
+MODULES = {dotted(path): path for path in FILES}
+
+
+def imported(path: Path) -> set[str]:
     """Dotted names of every module that a file imports, wherever it does so."""
     found = set()
-    for node in ast.walk(tree(path)):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "common" else {node.module}
+            # `from common.training import fit` names a module, `from common.training.fit import fit` a function.
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & set(MODULES)) or {node.module}
     return found
 
 
-def edges(name: str) -> set[str]:
-    """Modules of `common` that a module of `common` imports."""
-    return {found.split(".")[1] for found in imports(ROOT / "common" / f"{name}.py") if found.startswith("common.")} & set(MODULES)
+def room(module: str) -> str | None:
+    """The room of a module of `common`, None for the foundation."""
+    parts = module.split(".")
+    return parts[1] if len(parts) == 3 else None
+
+
+def test_the_rooms_are_the_ones_described():
+    assert {room(name) for name in MODULES} == {None, *ROOMS}
+    assert {name.split(".")[1] for name in MODULES if room(name) is None} == FOUNDATION
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_room_knows_nothing_of_the_rooms_above(name):
+    below = {found for found in imported(MODULES[name]) if found in MODULES}
+    allowed = {None, room(name), *ROOMS.get(room(name), set())}
+    assert {found for found in below if room(found) not in allowed} == set()
 
 
 def test_imports_form_no_circle():
-    graph, done = {name: edges(name) for name in MODULES}, set()
+    graph = {name: imported(path) & set(MODULES) - {name} for name, path in MODULES.items()}
+    done = set()
     while ready := {name for name, below in graph.items() if name not in done and below <= done}:
         done |= ready
-    assert done == set(MODULES), f"in or above a circle: {sorted(set(MODULES) - done)}"
+    assert set(MODULES) - done == set(), "in or above a circle"
 
 
-@pytest.mark.parametrize("name", ["config", "errors", "synthetic", "metrics", "plots", "diagnose", "gradcam", "cost", "toolchain"])
-def test_leaves_import_nothing_of_the_house_but_errors(name):
-    assert edges(name) <= {"errors"}
+def test_package_files_are_empty():
+    assert [path for path in (ROOT / "common").rglob("__init__.py") if path.read_text().strip()] == []
+
+
+def test_tests_have_the_same_rooms():
+    assert {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ROOMS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_do_not_import_each_other(name):
-    others = {found for found in imports(ROOT / f"{name}.py") if found in SCRIPTS}
+    others = {found for found in imported(ROOT / f"{name}.py") if found in SCRIPTS}
     assert others == ({"train_effnet"} if name == "ablation" else set())
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_read_the_command_line_before_torch(name):
-    top = [node for node in tree(ROOT / f"{name}.py").body if isinstance(node, (ast.Import, ast.ImportFrom))]
-    names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names} | {n.module for n in top if isinstance(n, ast.ImportFrom)}
-    assert not names & {"torch", "numpy", "cv2", "matplotlib"}
-    assert {n for n in names if n.startswith("common")} <= {"common.config", "common.errors"}
+    found = set()
+    for node in ast.parse((ROOT / f"{name}.py").read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found.add(node.module)
+    assert not found & PACKAGES
+    assert {name for name in found if name.startswith("common")} <= {"common.config", "common.errors"}
 
 
 def test_only_the_allowed_packages():
-    import sys
-    for path in [*ROOT.glob("*.py"), *(ROOT / "common").glob("*.py")]:
-        outside = {found.split(".")[0] for found in imports(path)} - set(sys.stdlib_module_names) - {"common", "train_effnet"}
-        assert outside <= ALLOWED_PACKAGES | {"triton", "PIL"}, path  # the last two come with torch and torchvision
+    known = PACKAGES | COME_WITH_TORCH | set(sys.stdlib_module_names) | {"common", "train_effnet"}
+    for path in [*ROOT.glob("*.py"), *FILES]:
+        outside = {found.split(".")[0] for found in imported(path)} - known
+        assert outside == set(), path
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_public_names_have_docstrings_and_hints(name):
-    module = tree(ROOT / "common" / f"{name}.py")
+    module = ast.parse(MODULES[name].read_text())
     assert ast.get_docstring(module)
     for node in module.body:
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            assert ast.get_docstring(node), f"{name}.{node.name}"
+        public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+        if public:
+            assert ast.get_docstring(node), node.name
         if isinstance(node, ast.FunctionDef):
-            assert node.returns is not None, f"{name}.{node.name} has no return hint"
-            assert all(a.annotation for a in node.args.args + node.args.kwonlyargs), f"{name}.{node.name}"
+            assert node.returns is not None, f"{node.name} has no return hint"
+            assert all(argument.annotation for argument in node.args.args + node.args.kwonlyargs), node.name
+
+
+def test_no_line_is_longer_than_100_columns():
+    files = [*ROOT.glob("*.py"), *FILES, *(ROOT / "tests").rglob("*.py")]
+    long = [f"{path.relative_to(ROOT)}:{number}" for path in files
+            for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
+    assert long == []

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from common.plots import ACCENT, MUTED, TRAIN, VAL
+from common.study.figures import size_curve, study
+from common.training.curves import augmented_batch, curves, sample_grid
 from common import plots
 
 
@@ -53,14 +56,14 @@ def hexadecimal(colour: str) -> tuple[int, int, int]:
 def kept(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Figures in place of files."""
     figures: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("common.plots._save", lambda figure, path: figures.append(figure))
     return figures
 
 
 def test_sample_grid_shows_ten_whole_images_of_each_class(tmp_path: Path) -> None:
     images, labels = solid([(201, 3, 3), (3, 202, 3)], each=12)
     keep = (labels == 0) | (np.arange(len(labels)) < 8)  # 12 of the first class, 4 of the second
-    plots.sample_grid(images[keep], labels[keep], ["red", "green"], tmp_path / "grid.png", "synthetic")
+    sample_grid(images[keep], labels[keep], ["red", "green"], tmp_path / "grid.png", "synthetic")
     tile = (3 * 32) ** 2
     assert count(tmp_path / "grid.png", (201, 3, 3)) == pytest.approx(10 * tile, rel=0.03)
     assert count(tmp_path / "grid.png", (3, 202, 3)) == pytest.approx(4 * tile, rel=0.03)
@@ -68,7 +71,7 @@ def test_sample_grid_shows_ten_whole_images_of_each_class(tmp_path: Path) -> Non
 
 def test_sample_grid_stops_at_twenty_classes(tmp_path: Path, kept: list[Figure]) -> None:
     images, labels = solid([(k, k, k) for k in range(30)], each=1, size=16)
-    plots.sample_grid(images, labels, [f"class {k}" for k in range(30)], tmp_path / "g.png", "many")
+    sample_grid(images, labels, [f"class {k}" for k in range(30)], tmp_path / "g.png", "many")
     (axes,) = kept[0].axes
     assert [t.get_text() for t in axes.get_yticklabels()] == [f"class {k}" for k in range(20)]
     assert axes.get_title() == "many (first 20 of 30 classes)"
@@ -79,7 +82,7 @@ def test_augmented_batch_clips_and_names_its_tiles(tmp_path: Path, kept: list[Fi
     images[0], images[1] = -0.2, 1.3
     labels = np.arange(40) % 3
     names = ["cat", "dog", "a class with an endless name"]
-    plots.augmented_batch(images, labels, names, tmp_path / "a.png", "synthetic batch")
+    augmented_batch(images, labels, names, tmp_path / "a.png", "synthetic batch")
     (axes,) = kept[0].axes
     shown = [text.get_text() for text in axes.texts]
     assert len(shown) == 32 and shown[:2] == ["cat", "dog"] and shown[2] == "a class with an e…"
@@ -91,12 +94,12 @@ def test_augmented_batch_clips_and_names_its_tiles(tmp_path: Path, kept: list[Fi
 @pytest.mark.parametrize("number", [1, 3, 9])
 def test_augmented_batch_of_few_images(number: int, tmp_path: Path) -> None:
     images, labels = solid([(90, 30, 60)], each=number)
-    plots.augmented_batch(images / np.float32(255), labels, ["one"], tmp_path / "few.png")
+    augmented_batch(images / np.float32(255), labels, ["one"], tmp_path / "few.png")
     assert count(tmp_path / "few.png", (90, 30, 60)) == pytest.approx(number * 128**2, rel=0.03)
 
 
 def test_curves_mark_stage_and_best_epoch(tmp_path: Path, kept: list[Figure]) -> None:
-    plots.curves(history(4, 8), tmp_path / "c.png", "synthetic: B2", note="a note")
+    curves(history(4, 8), tmp_path / "c.png", "synthetic: B2", note="a note")
     loss, accuracy, rate = kept[0].axes
     for axes in (loss, accuracy, rate):
         dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
@@ -110,7 +113,7 @@ def test_curves_mark_stage_and_best_epoch(tmp_path: Path, kept: list[Figure]) ->
 
 
 def test_curves_of_one_stage_have_no_stage_line(tmp_path: Path, kept: list[Figure]) -> None:
-    plots.curves(history(6, 0), tmp_path / "c.png", "baseline")
+    curves(history(6, 0), tmp_path / "c.png", "baseline")
     rate = kept[0].axes[2]
     assert rate.get_yscale() == "linear" and not rate.texts
     assert not any(line.get_linestyle() == "--" for axes in kept[0].axes for line in axes.lines)
@@ -120,24 +123,24 @@ def test_curves_of_one_stage_have_no_stage_line(tmp_path: Path, kept: list[Figur
 @pytest.mark.parametrize("head, tune", [(1, 0), (1, 1), (0, 2), (4, 30)])
 def test_curves_are_drawn_at_every_length(head: int, tune: int, tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
-    plots.curves(history(head, tune), path, "synthetic")
+    curves(history(head, tune), path, "synthetic")
     height, width = cv2.imread(str(path)).shape[:2]
     assert 1500 < width < 1800 and 450 < height < 700
-    for colour in (plots.TRAIN, plots.VAL, plots.ACCENT, plots.MUTED):
+    for colour in (TRAIN, VAL, ACCENT, MUTED):
         assert count(path, hexadecimal(colour)) > 10, colour
 
 
 def test_a_single_epoch_is_a_dot(tmp_path: Path, kept: list[Figure]) -> None:
-    plots.curves(history(1, 4), tmp_path / "c.png", "one head epoch")
+    curves(history(1, 4), tmp_path / "c.png", "one head epoch")
     assert [line.get_marker() for line in kept[0].axes[2].lines[:2]] == [".", "None"]
-    plots.curves(history(1, 0), tmp_path / "c.png", "one epoch")
+    curves(history(1, 0), tmp_path / "c.png", "one epoch")
     assert [line.get_marker() for line in kept[1].axes[0].lines] == [".", ".", "*"]
 
 
 def test_study_shows_ours_beside_the_report(tmp_path: Path, kept: list[Figure]) -> None:
     rows = [{"name": "a", "top1": 73.5, "std": 0.3, "report": 73.3, "curve": [40.0, 60.0, 70.0]},
             {"name": "b", "top1": 95.1, "std": 0.0, "report": None, "curve": [50.0, 80.0, 90.0, 95.0]}]
-    plots.study(rows, tmp_path / "s.png", "a note")
+    study(rows, tmp_path / "s.png", "a note")
     accuracy, epochs = kept[0].axes
     assert [text.get_text() for text in accuracy.texts] == ["73.50", "95.10"]
     assert [list(line.get_xdata()) for line in accuracy.lines if line.get_marker() == "D" and len(line.get_xdata())] == [[73.3]]
@@ -146,7 +149,7 @@ def test_study_shows_ours_beside_the_report(tmp_path: Path, kept: list[Figure]) 
 
 def test_size_curve_has_a_line_for_each_kind_of_weights(tmp_path: Path, kept: list[Figure]) -> None:
     points = [{"weights": name, "px": px, "top1": 80 + px / 10, "std": 0.2, "seconds": px**2} for name in ("own", "ImageNet") for px in (64, 32)]
-    plots.size_curve(points, tmp_path / "s.png")
+    size_curve(points, tmp_path / "s.png")
     accuracy, cost = kept[0].axes
     assert [list(line.get_xdata()) for line in cost.lines] == [[32, 64]] * 2 and [list(line.get_ydata()) for line in cost.lines] == [[1024, 4096]] * 2
     assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["own", "ImageNet"]
@@ -155,7 +158,7 @@ def test_size_curve_has_a_line_for_each_kind_of_weights(tmp_path: Path, kept: li
 def test_same_figure_twice_is_the_same_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     for name in ("a.png", "b.png"):
-        plots.curves(history(2, 3), tmp_path / name, "synthetic")
+        curves(history(2, 3), tmp_path / name, "synthetic")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
     assert dict(matplotlib.rcParams) == before
@@ -170,7 +173,7 @@ def test_failed_save_keeps_the_old_figure(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "c.png").write_bytes(b"old")
     monkeypatch.setattr(Figure, "savefig", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
-        plots.curves(history(2, 3), tmp_path / "c.png", "t")
+        curves(history(2, 3), tmp_path / "c.png", "t")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("c.png", b"old")]
 
 

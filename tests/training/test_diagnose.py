@@ -1,0 +1,178 @@
+"""Phases and verdicts on histories whose answers are known by hand."""
+
+import pytest
+
+from common.training.diagnose import diagnose
+
+
+def rows(
+    train_loss: list[float], train_top1: list[float], val_loss: list[float], val_top1: list[float]
+) -> list[dict[str, object]]:
+    """A one-stage history of these curves."""
+    keys = ("train_loss", "train_top1", "val_loss", "val_top1")
+    return [
+        {"stage": "train", "epoch": epoch, **dict(zip(keys, values))}
+        for epoch, values in enumerate(zip(train_loss, train_top1, val_loss, val_top1), 1)
+    ]
+
+
+def line(points: dict[int, float]) -> list[float]:
+    """Values at epochs 1, 2, ... on straight lines between the (epoch, value) points."""
+    knots = sorted(points.items())
+    values = [knots[0][1]]
+    for (left, low), (right, high) in zip(knots, knots[1:]):
+        values += [low + (high - low) * (i - left) / (right - left) for i in range(left + 1, right + 1)]
+    return values
+
+
+def textbook() -> list[dict[str, object]]:
+    """Val top-1 stops at epoch 4, the gap opens at 5, val loss turns at 7; ten epochs."""
+    return rows(
+        train_loss=line({1: 2.0, 10: 0.2}),
+        train_top1=line({1: 0.30, 10: 0.84}),
+        val_loss=line({1: 1.6, 7: 1.0, 10: 1.3}),
+        val_top1=line({1: 0.30, 4: 0.48, 10: 0.48}),
+    )
+
+
+def reference_baseline() -> list[dict[str, object]]:
+    """SimpleCNN under the report's recipe: its measured first three epochs, epoch 29 and epoch 50."""
+    return rows(
+        train_loss=line({1: 2.239, 2: 1.933, 3: 1.675, 15: 0.85, 29: 0.43, 50: 0.01}),
+        train_top1=line({1: 0.202, 2: 0.299, 3: 0.394, 15: 0.70, 29: 0.85, 50: 0.9997}),
+        val_loss=line({1: 2.073, 2: 1.801, 3: 1.603, 22: 0.81, 50: 1.39}),
+        val_top1=line({1: 0.25, 2: 0.354, 3: 0.426, 15: 0.68, 29: 0.73, 50: 0.747}),
+    )
+
+
+def test_textbook_phases() -> None:
+    found = diagnose(textbook())
+    assert found.phases == [("fast learning", 1, 4), ("divergence", 5, 7), ("overfitting", 8, 10)]
+    assert found.val_loss_turn == 7
+    assert found.gap == pytest.approx(0.84 - 0.48)
+    assert found.verdict == "overfit"
+
+
+def test_words_carry_the_numbers() -> None:
+    text = " ".join(diagnose(textbook()).words)
+    assert "epochs 1-4" in text and "epochs 5-7" in text and "epochs 8-10" in text
+    assert "val loss turns at epoch 7 and rises from 1.00 to 1.30 while train loss falls from 0.80 to 0.20" in text
+    assert "Train 84.00%, val 48.00% at the last epoch (10): gap 36.00 points." in text
+    assert "Verdict: overfit." in text and "augmentation" not in text
+
+
+def test_epochs_are_the_rows_own_and_csv_strings_do() -> None:
+    later = [{**{k: str(v) for k, v in row.items()}, "epoch": str(row["epoch"] + 100)} for row in textbook()]
+    found = diagnose(later)
+    assert found.phases[-1] == ("overfitting", 108, 110) and found.val_loss_turn == 107
+
+
+def test_reference_baseline_overfits() -> None:
+    found = diagnose(reference_baseline())
+    assert found.verdict == "overfit" and found.val_loss_turn == 22
+    assert found.gap == pytest.approx(0.2527)
+    assert [name for name, _, _ in found.phases] == ["fast learning", "divergence", "overfitting"]
+    assert found.phases[2] == ("overfitting", 23, 50)
+    assert found.phases[1][2] == 22
+
+
+def test_imagenet_stem_underfits_with_or_without_clean_accuracy() -> None:
+    history = rows(
+        line({1: 1.9, 20: 0.9, 50: 0.5}),
+        line({1: 0.3, 20: 0.70, 50: 0.8334}),
+        line({1: 1.6, 20: 0.8, 50: 0.5}),
+        line({1: 0.4, 20: 0.75, 50: 0.8358}),
+    )
+    assert diagnose(history, regularised=True).verdict == "underfit"
+    found = diagnose(history, regularised=True, clean_train_top1=0.88)
+    assert found.verdict == "underfit" and found.gap == pytest.approx(0.88 - 0.8358)
+    assert [name for name, _, _ in found.phases] == ["fast learning"]
+
+
+def test_good_fit() -> None:
+    history = rows(line({1: 1.5, 30: 0.1}), line({1: 0.5, 30: 0.97}), line({1: 1.3, 30: 0.17}), line({1: 0.55, 30: 0.95}))
+    found = diagnose(history)
+    assert found.verdict == "good fit" and found.val_loss_turn is None
+    assert found.gap == pytest.approx(0.02)
+
+
+def test_val_above_ninety_is_no_underfit_though_augmented_train_is_low() -> None:
+    history = rows(line({1: 1.9, 30: 0.8}), line({1: 0.4, 30: 0.89}), line({1: 1.3, 30: 0.2}), line({1: 0.5, 30: 0.945}))
+    assert diagnose(history, regularised=True).verdict == "good fit"
+
+
+def test_two_stages_count_as_one_sequence() -> None:
+    history = textbook()
+    for row in history[:3]:
+        row["stage"] = "head"
+    assert diagnose(history) == diagnose(textbook())
+
+
+def test_clean_accuracy_explains_train_below_val() -> None:
+    history = rows(line({1: 2.0, 20: 0.8}), line({1: 0.3, 20: 0.88}), line({1: 1.5, 20: 0.3}), line({1: 0.4, 18: 0.93, 20: 0.92}))
+    found = diagnose(history, regularised=True, clean_train_top1=0.97)
+    train = history[17]["train_top1"]
+    assert found.gap == pytest.approx(0.97 - 0.93), "clean accuracy belongs with the best epoch's val"
+    text = " ".join(found.words)
+    assert f"train {train:.2%} lies {(0.93 - train) * 100:.2f} points below val 93.00%" in text
+    assert "the same weights reach 97.00%, 4.00 points above val" in text
+    assert "not the same measurement" in " ".join(diagnose(history, regularised=True).words)
+
+
+@pytest.mark.parametrize("end, turns", [(1.04, None), (1.09, 6)])
+def test_small_rise_of_val_loss_is_no_turn(end: float, turns: int | None) -> None:
+    flat = [1.0] * 4
+    history = rows(
+        line({1: 2.0, 14: 0.2}), line({1: 0.5, 14: 0.97}),
+        [2.0, 1.8, 1.6, 1.4, 1.2, 1.0, *flat, end, end, end, end], line({1: 0.5, 14: 0.95}),
+    )  # fmt: skip
+    found = diagnose(history)
+    assert (found.val_loss_turn is None) == (turns is None)
+    assert found.verdict == "good fit", "a gap of 2 points is no overfit, whatever the loss does"
+
+
+def test_rising_val_loss_without_falling_train_loss_is_no_overfitting() -> None:
+    history = textbook()
+    for row in history[6:]:
+        row["train_loss"] = 0.8 + 0.1 * row["epoch"]
+    assert diagnose(history).val_loss_turn is None
+
+
+def test_one_noisy_epoch_opens_no_phase() -> None:
+    history = rows(line({1: 1.5, 20: 0.2}), line({1: 0.5, 20: 0.95}), line({1: 1.3, 20: 0.25}), line({1: 0.5, 20: 0.93}))
+    history[9]["val_top1"] -= 0.2
+    history[14]["val_loss"] = 0.2  # lowest of all, and followed by higher ones
+    assert [name for name, _, _ in diagnose(history).phases] == ["fast learning"]
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_short_histories(epochs: int) -> None:
+    found = diagnose(reference_baseline()[:epochs], regularised=True)
+    assert found.verdict == "too short to tell"
+    assert found.val_loss_turn is None and found.words
+    assert all(1 <= first <= last <= epochs for _, first, last in found.phases)
+
+
+@pytest.mark.parametrize("epochs, verdict", [(3, "too short to tell"), (4, "good fit")])
+def test_verdict_takes_four_epochs(epochs: int, verdict: str) -> None:
+    assert diagnose(rows([0.1] * epochs, [0.97] * epochs, [0.2] * epochs, [0.95] * epochs)).verdict == verdict
+
+
+@pytest.mark.parametrize("val, verdict", [(0.87, "overfit"), (0.91, "good fit")])
+def test_wide_gap_is_overfit_without_a_turn(val: float, verdict: str) -> None:
+    found = diagnose(rows([0.1] * 9, [0.98] * 9, [0.4] * 9, [val] * 9))
+    assert found.verdict == verdict and found.val_loss_turn is None
+
+
+def test_still_rising_is_too_short() -> None:
+    assert diagnose(reference_baseline()[:6]).verdict == "too short to tell"
+
+
+def test_chance_level_has_no_fast_learning_and_underfits() -> None:
+    found = diagnose(rows([2.3] * 8, [0.1] * 8, [2.31] * 8, [0.1] * 8))
+    assert found.phases == [] and found.verdict == "underfit"
+
+
+def test_empty_history_is_refused() -> None:
+    with pytest.raises(ValueError, match="no epochs"):
+        diagnose([])

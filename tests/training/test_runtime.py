@@ -1,0 +1,84 @@
+"""Device, precision and the decision to compile, for machines that need not be here."""
+import os
+import platform
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import toolchain
+from common.training import runtime
+from common.config import Runtime
+from common.errors import InputError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+LONG, SHORT = runtime.COMPILE_PAYS_AFTER, runtime.COMPILE_PAYS_AFTER - 1
+
+
+@pytest.mark.parametrize("flag, device, images, expected", [
+    ("auto", CPU, LONG, False), ("auto", GPU, SHORT, False), ("auto", GPU, LONG, True),
+    ("on", CPU, 1, True), ("on", GPU, 1, True), ("off", GPU, LONG, False),
+])  # fmt: skip
+def test_when_to_compile(flag, device, images, expected, monkeypatch):
+    monkeypatch.setattr(toolchain, "compile_ready", lambda kind: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")  # so that what the function sets is undone
+    assert runtime.wants_compile(Runtime(compile=flag), device, images) is expected
+
+
+def test_without_a_compiler_one_line_and_eager(monkeypatch, capsys):
+    monkeypatch.setattr(toolchain, "compile_ready", lambda kind: f"no compiler for {kind}")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")
+    assert not runtime.wants_compile(Runtime(compile="on"), CPU, 1)
+    assert capsys.readouterr().out == "not compiled: no compiler for cpu\n"
+    assert not runtime.wants_compile(Runtime(compile="off"), CPU, 1) and not capsys.readouterr().out
+
+
+def test_what_was_compiled_outlives_a_reboot(monkeypatch, tmp_path):
+    monkeypatch.setattr(toolchain, "compile_ready", lambda kind: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    runtime.wants_compile(Runtime(compile="on"), CPU, 1)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    runtime.wants_compile(Runtime(compile="off"), CPU, 1)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    runtime.wants_compile(Runtime(compile="on"), CPU, 1)
+    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(tmp_path / "cache")
+
+
+@pytest.mark.parametrize("bf16, amp, device, model, expected", [
+    (True, "auto", CPU, "simple_cnn", torch.bfloat16), (False, "auto", CPU, "simple_cnn", None), (True, "auto", CPU, "efficientnet_b2", None),
+    (True, "auto", GPU, "efficientnet_b2", torch.bfloat16), (False, "auto", GPU, "efficientnet_b2", torch.float16),
+    (False, "bf16", CPU, "efficientnet_b2", torch.bfloat16), (True, "off", GPU, "simple_cnn", None), (True, "fp16", GPU, "simple_cnn", torch.float16),
+])  # fmt: skip
+def test_precision(bf16, amp, device, model, expected, monkeypatch):
+    monkeypatch.setattr(runtime, "_cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
+    assert runtime.amp_dtype(Runtime(amp=amp), device, model) is expected
+
+
+def test_what_a_machine_lacks_is_one_line(monkeypatch):
+    with pytest.raises(InputError, match="--amp fp16 needs a GPU"):
+        runtime.amp_dtype(Runtime(amp="fp16"), CPU, "simple_cnn")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="--device cuda: this torch sees no CUDA GPU"):
+        runtime.pick_device(Runtime(device="cuda"))
+    assert runtime.pick_device(Runtime()) == CPU
+
+
+def test_peak_memory_of_the_process_counts_bytes(run_script):
+    code = "import torch; from common.runtime import peak_rss; a = peak_rss(); torch.ones(100_000_000); b = peak_rss(); torch.ones(1000); print(a, b, peak_rss())"
+    before, held, after = map(int, run_script("-c", code).stdout.split())
+    assert held - before > 300_000_000 and after >= held
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_comes_back_without_page_faults():
+    resource = pytest.importorskip("resource")
+    runtime.set_up(Runtime(device="cpu"), seed=0)
+    faults = []
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.empty(2**26, dtype=torch.uint8).fill_(1)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert faults[-1] < 1000  # 64 MiB are 16,384 pages, ten times over
