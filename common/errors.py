@@ -1,29 +1,50 @@
-"""Exit codes, signals and the one-line errors that a user sees.
+"""Exit codes, signals, the terminal, and the one-line errors that a user sees.
 
-0 done, 1 failed run, 2 bad input or missing data, 130 / 143 interrupted by Ctrl-C / SIGTERM.
+0 done, 1 failed run, 2 bad input or missing data, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM /
+the terminal's end.
 """
+import codecs
 import contextlib
 import errno
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-
-PLACE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+# What mends an error of the system at the place that it names.
+REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another place with --out",
+    errno.EDQUOT: "free some space, or choose another place with --out",
+    errno.EFBIG: "free some space, or choose another place with --out",
+    errno.EROFS: "choose another place with --out",
+    errno.EACCES: "change its permissions, or name another place",
+    errno.EPERM: "change its permissions, or name another place",
+    errno.ENOTDIR: "a file stands where a folder is needed; move it, or name another place",
+    errno.EEXIST: "a file stands where a folder is needed; move it, or name another place",
+    errno.ENOENT: "bring it back, or name another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "the disk fails, or it is gone",
+}
+PLAIN = {"→": "->", "×": "x", "±": "+-", "–": "-", "…": "...", "Δ": "delta"}
 
 
 class InputError(Exception):
-    """Bad input or missing data; the message is one line that says what is wrong and how to mend it (exit 2)."""
+    """Bad input or missing data; the message is one line that says what is wrong and how to mend
+    it (exit 2)."""
+
+    code = 2
 
 
 class RunError(Exception):
     """A run that cannot go on; the message is one line that says why (exit 1)."""
 
+    code = 1
+
 
 class Interrupted(BaseException):
-    """A signal that ends the program; `signum` is SIGINT or SIGTERM (exit 128 + signum)."""
+    """A signal that ends the program; `signum` says which (exit 128 + signum)."""
 
     def __init__(self, signum: int, where: str = "") -> None:
         super().__init__(where)
@@ -31,32 +52,58 @@ class Interrupted(BaseException):
 
 
 def reason(error: Exception) -> str:
-    """What a library's exception says, cut to its first line and 120 characters; its type where it says nothing."""
-    return str(error).strip().split("\n")[0].rstrip(":")[:120] or type(error).__name__
+    """What a library's exception says, cut to its first line and 120 characters; its type where
+    it says nothing."""
+    first = str(error).strip().split("\n")[0]
+    return first.rstrip(":")[:120] or type(error).__name__
 
 
 class _Signals:
-    """The one signal a `deferred_signals` block holds back."""
+    """What has arrived, and the one signal that a `deferred_signals` block holds back."""
 
     deferred = False
     pending: int | None = None
+    bytes = calls = count = 0
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    """Hold the first signal back inside `deferred_signals`; raise in every other case."""
-    if _Signals.deferred and _Signals.pending is None:
+    """Hold the first signal back inside `deferred_signals`; raise in every other case.
+
+    While an operator runs, Python holds this call back, and one call may stand for several signals.
+    The bytes that arrived tell how many: the count is whichever saw more, calls or bytes.
+    """
+    _Signals.calls += 1
+    with contextlib.suppress(BlockingIOError):  # an earlier call has read them all
+        _Signals.bytes += len(_Signals.arrivals.recv(1000))
+    new = max(_Signals.calls, _Signals.bytes) - _Signals.count
+    _Signals.count += new
+    if new == 1 and _Signals.deferred and _Signals.pending is None:
         _Signals.pending = signum
-        print("\nstopping after this step; once more to stop at once", file=sys.stderr, flush=True)
-        return
-    raise Interrupted(signum)
+        with contextlib.suppress(OSError):  # not print: it may be this signal that interrupts one
+            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+    elif new:
+        raise Interrupted(signum)
+
+
+def _catch_signals() -> None:
+    """Turn Ctrl-C, SIGTERM and the terminal's end into `Interrupted`."""
+    _Signals.arrivals, _Signals.writer = socket.socketpair()
+    _Signals.arrivals.setblocking(False)
+    _Signals.writer.setblocking(False)
+    signal.set_wakeup_fd(_Signals.writer.fileno())  # gets a byte the moment a signal arrives
+    signal.signal(signal.SIGINT, _on_signal)
+    signal.signal(signal.SIGTERM, _on_signal)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
+        signal.signal(signal.SIGHUP, _on_signal)
 
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[Callable[[str], None]]:
-    """Yields `check(where)`, which raises `Interrupted` if Ctrl-C or SIGTERM came since the block began.
+    """Yields `check(where)`, which raises `Interrupted` if a signal came since the block began.
 
-    Inside the block the first signal waits for the next `check`, so that a training step is never cut in half;
-    a second signal stops at once.
+    Inside the block the first signal waits for the next `check`, so that a training step is never
+    cut in half. A second one leaves as soon as Python has control: at once between two operators,
+    else at the end of the operator that runs; two within one operator count as two.
     """
     def check(where: str) -> None:
         if _Signals.pending is not None:
@@ -65,29 +112,53 @@ def deferred_signals() -> Iterator[Callable[[str], None]]:
     outer, _Signals.deferred = _Signals.deferred, True
     try:
         yield check
+        check("")
     finally:
         _Signals.deferred, _Signals.pending = outer, None
 
 
-def run_script(main: Callable[[], int | None]) -> None:
-    """Exits with what `main` returns (None is 0), each expected failure being one line on stderr and its exit code."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _on_signal)
-    name = os.path.basename(sys.argv[0])
+def _plain(error: UnicodeError) -> tuple[str, int]:
+    """ASCII for characters that an output's encoding lacks."""
+    missing = error.object[error.start:error.end]
+    return "".join(PLAIN.get(one, "?") for one in missing), error.end
+
+
+def _outcome(main: Callable[[], int | None]) -> tuple[int, str]:
+    """(exit code, what to say on stderr) of a script."""
     try:
         code = main() or 0
-    except InputError as error:
-        code, message = 2, str(error)
-    except RunError as error:
-        code, message = 1, str(error)
+        print(end="", flush=True)  # a closed pipe may only show now
+        return code, ""
+    except (InputError, RunError) as error:
+        return error.code, str(error)
+    except SystemExit as stop:  # of --help or a refused flag, which has said its line
+        return stop.code, ""
     except Interrupted as stop:
-        code, message = 128 + stop.signum, f"interrupted {stop}".rstrip()
+        return 128 + stop.signum, f"interrupted {stop}".rstrip()
+    except BrokenPipeError:  # whoever read the output has left, as `| head` does
+        return 1, ""
     except OSError as error:
-        if error.errno not in PLACE_ERRORS:
+        if error.errno not in REMEDIES:
             raise
-        code, message = 1, f"{error.filename or 'a file'}: {error.strerror}; free some space or choose another place with --out"
-    else:
-        message = ""
+        place = error.filename or "a file"
+        return 1, f"{place}: {error.strerror}; {REMEDIES[error.errno]}"
+
+
+def run_script(main: Callable[[], int | None]) -> None:
+    """Exits with what `main` returns (None is 0), each expected failure being one line on stderr
+    and its exit code; no encoding of the terminal and no closed pipe makes a traceback."""
+    _catch_signals()
+    codecs.register_error("plain", _plain)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="plain")
+    code, message = _outcome(main)
     if message:
-        print(f"{name}: {message}", file=sys.stderr, flush=True)
+        line = " ".join(message.splitlines())
+        with contextlib.suppress(OSError):
+            print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
+    try:
+        print(end="", flush=True)
+    except OSError:  # else Python's own flush at the end complains
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)

@@ -1,28 +1,30 @@
-"""Files that are whole or absent: atomic writes, and checkpoints that are checked before use."""
+"""Files that are whole or absent: atomic writes, and what is checked when it is read back."""
 import contextlib
 import csv
 import hashlib
 import io
 import json
 import os
-import re
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import torch
-
 from common.errors import InputError, reason
+
+# Files whose publishers put the first digits of the sha256 into the name.
+PUBLISHED = ("efficientnet-b2-8bb594d6.pth", "efficientnet-lite2-9656183e.pth",
+             "resnet18-f37072fd.pth")
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Yields a binary file that takes the name `path` once it is complete and on disk; on an error nothing changes.
+    """Yields a binary file that takes the name `path` once it is complete and on disk; on an error
+    nothing changes.
 
     Raises:
-        OSError: the disk is full or the folder read-only.
+        OSError: the disk is full or the folder read-only; it names `path`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,9 +42,9 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
+    """Write `text` as UTF-8, atomically; names whose bytes are no UTF-8 are escaped."""
     with atomic(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -59,16 +61,30 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+    """The object in a JSON file, which has at least `keys`.
 
     Raises:
-        InputError: not readable as JSON.
+        InputError: not readable as JSON, no object, or without one of the keys.
     """
     try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}): restore it, or start anew with another --name") from None
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): restore it, or start anew with "
+                         "another --name") from None
+    return _with_keys(path, value, keys)
+
+
+def _with_keys(path: Path, value: Any, keys: Iterable[str]) -> dict[str, Any]:
+    """`value`, which must be a dictionary with at least `keys`."""
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, not what this project writes: "
+                         "use another file")
+    for key in keys:
+        if key not in value:
+            raise InputError(f"{path} lacks {key!r}, so this project did not write it: "
+                             "use another file")
+    return value
 
 
 def sha256(path: Path) -> str:
@@ -81,33 +97,41 @@ def sha256(path: Path) -> str:
 
 
 def check_named_digest(path: Path) -> None:
-    """Check a file against the sha256 prefix in its name (`model-8bb594d6.pth`), where it has one.
+    """Check a published file against the sha256 prefix in its name; other names are only names.
 
     Raises:
         InputError: the file is not the one that its name promises.
     """
-    match = re.search(r"-([0-9a-f]{8,64})\.\w+$", Path(path).name)
-    if match and not sha256(path).startswith(match[1]):
-        raise InputError(f"{path} is damaged: its sha256 does not begin with {match[1]}; fetch it again")
+    path = Path(path)
+    prefix = path.stem[-8:]
+    if path.name in PUBLISHED and not sha256(path).startswith(prefix):
+        raise InputError(f"{path} is damaged: its sha256 does not begin with {prefix}; "
+                         "fetch it again")
 
 
 def write_checkpoint(path: Path, value: dict[str, Any]) -> None:
-    """Save with `torch.save`, atomically; a reader or a crash sees the old file or the new one, never half."""
+    """Save with `torch.save`, atomically; a reader or a crash sees the old file or the new one,
+    never half."""
+    import torch
+
     content = io.BytesIO()
-    torch.save(value, content)  # in memory first: torch's zip writer turns a full disk into an error of its own
+    torch.save(value, content)  # in memory: torch's zip writer has its own words for a full disk
     with atomic(path) as file:
         file.write(content.getbuffer())
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     """The dictionary in a checkpoint, on the CPU, its integrity checked and nothing in it executed.
 
-    Checks every CRC of the zip container (a flipped byte in a tensor would load silently) and unpickles with
-    `weights_only=True`.
+    Checks every CRC of the zip container (a flipped byte in a tensor would load silently) and
+    unpickles with `weights_only=True`.
 
     Raises:
-        InputError: missing, empty, truncated, damaged, malicious, or no checkpoint at all.
+        InputError: missing, empty, truncated, damaged, malicious, no checkpoint at all, or one
+            without one of the keys.
     """
+    import torch
+
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist: train first, or give another file")
@@ -116,15 +140,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                if bad := archive.testzip():
-                    raise InputError(f"{path} is damaged (checksum of {bad}): use another checkpoint")
+                if part := archive.testzip():
+                    raise ValueError(f"damaged: checksum of {part}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about a foreign pickle before it refuses it; one line is enough
+            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
             value = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
     except Exception as error:  # torch.load raises nearly every type on foreign bytes
-        raise InputError(f"{path} is not a readable checkpoint ({reason(error)}): use another file") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, not a checkpoint: use another file")
-    return value
+        raise InputError(f"{path} is not a readable checkpoint ({reason(error)}): use another file"
+                         ) from None
+    return _with_keys(path, value, keys)

@@ -1,5 +1,5 @@
 """Figures from arrays, never from models: drawn without a display, saved whole or not at all."""
-import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,32 +8,54 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import get_font_names
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext
 
+from common.files import atomic
 
 # Okabe & Ito's colours, told apart by colour-blind readers as well.
 TRAIN, VAL, ACCENT, MUTED = "#E69F00", "#0072B2", "#D55E00", "#666666"
+# Asked for the glyphs that the first font lacks, where they are installed.
+MORE_FONTS = ("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "WenQuanYi Zen Hei",
+              "WenQuanYi Micro Hei", "Droid Sans Fallback", "Microsoft YaHei", "PingFang SC",
+              "Arial Unicode MS")
 STYLE = {
     "font.size": 9, "axes.titlesize": 10, "lines.linewidth": 1.6, "legend.frameon": False,
     "axes.spines.top": False, "axes.spines.right": False,
     "axes.grid": True, "grid.color": "#E6E6E6", "axes.axisbelow": True,
     "savefig.dpi": 150, "savefig.bbox": "tight",
+    "text.parse_math": False,  # a `$` in a class name is a dollar
+    "font.family": ["DejaVu Sans", *sorted({*MORE_FONTS} & {*get_font_names()})],
 }  # fmt: skip
 MAX_CLASSES = 20  # rows of a sample grid
+MAX_INCHES = 30  # of a figure's side, whatever it shows
+
+
+def short(name: str, most: int = 18) -> str:
+    """A name that fits, and that can be drawn even where its bytes are no UTF-8."""
+    shown = "".join(one if one.isprintable() else "?" for one in name)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 @contextmanager
-def mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int, below: float = 0.0) -> Iterator[Axes]:
-    """Axes that show (rows, columns, 3, H, W) uint8 tiles at about `tile_px`, one unit each way per tile.
+def mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int,
+           below: float = 0.0) -> Iterator[Axes]:
+    """Axes that show (rows, columns, 3, H, W) uint8 tiles at about `tile_px`, one unit each way
+    per tile.
 
-    The enlargement is a whole number, so all pixels look equally large; labels lie outside the figure's
-    size and enlarge the saved file. `below` leaves white under a tile, as a share of its height.
+    The enlargement is a whole number, so all pixels look equally large; labels lie outside the
+    figure's size and enlarge the saved file. `below` leaves white under a tile, as a share of its
+    height.
     """
     rows, columns, _, height, width = tiles.shape
-    gaps = ((0, 0), (0, 0), (0, 0), (0, 2 + round(below * height)), (0, 2))
-    canvas = np.pad(tiles, gaps, constant_values=255).transpose(0, 3, 1, 4, 2)
-    canvas = canvas.reshape(rows * canvas.shape[1], columns * canvas.shape[3], 3)
+    gap = 2  # white pixels between tiles
+    cell = height + gap + round(below * height), width + gap
+    canvas = np.full((rows, cell[0], columns, cell[1], 3), 255, np.uint8)
+    canvas[:, :height, :, :width] = tiles.transpose(0, 3, 1, 4, 2)
+    canvas = canvas.reshape(rows * cell[0], columns * cell[1], 3)
     scale = max(1, round(tile_px / height)) / STYLE["savefig.dpi"]
-    with new_figure(path, "", (canvas.shape[1] * scale, canvas.shape[0] * scale), layout=None) as figure:
+    size = canvas.shape[1] * scale, canvas.shape[0] * scale
+    with new_figure(path, "", size, layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
         axes.imshow(canvas, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
         axes.set_title(title, fontsize=11, fontweight="bold")
@@ -44,24 +66,28 @@ def mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int, below:
 
 
 @contextmanager
-def new_figure(
-    path: str | Path, title: str, size: tuple[float, float], note: str = "", layout: str | None = "constrained"
-) -> Iterator[Figure]:
-    """A styled figure of `size` inches, saved to `path` when the block ends well."""
-    with matplotlib.rc_context(STYLE):
+def new_figure(path: str | Path, title: str, size: tuple[float, float], note: str = "",
+               layout: str | None = "constrained") -> Iterator[Figure]:
+    """A styled figure of `size` inches, at most 30 a side, saved to `path` when the block ends
+    well. Every text in it is shown as it is, `$` and `_` included."""
+    size = [min(side, MAX_INCHES) for side in size]
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
         figure = Figure(figsize=size, layout=layout)
         figure.suptitle(title, fontsize=11, fontweight="bold")
         yield figure
         if note:
             figure.supxlabel(note, fontsize=7, color=MUTED)
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
+                    axis.set_major_formatter(LogFormatter())  # powers of ten without markup
+                    axis.set_minor_formatter(LogFormatter())
         _save(figure, Path(path))
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """Writes beside `path` and renames, so that a half-written figure never bears the final name."""
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        figure.savefig(temporary, metadata={"Software": None} if path.suffix == ".png" else None)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """The figure's file, in the format of its suffix; two savings give the same bytes."""
+    metadata = {"Software": None} if path.suffix == ".png" else None
+    with atomic(path) as file:
+        figure.savefig(file, format=path.suffix[1:], metadata=metadata)

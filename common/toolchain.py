@@ -2,14 +2,13 @@
 
     python -m common.toolchain
 
-Prints one table: versions, whether `torch.compile` can work, a C++ extension of the project's own (`confusion.cpp`) built without
-ninja, run and compared with PyTorch, and a search of every compiled file in the dependency closure of requirements.txt for Rust's
-marks. Exit code 0: all well, 1: something is not. Nothing is skipped, so the CUDA build's 5 GB are read whole: about 25 s on two
-cores the first time, 15 s later. What is wrong, and how to mend it, is raised as a RuntimeError of one line and makes a row.
+Prints one table: versions, whether `torch.compile` can work, a C++ extension of the project's own
+(`confusion.cpp`) built without ninja, run and compared with PyTorch, and a search of every compiled
+file in the dependency closure of requirements.txt for Rust's marks. Exit code 0: all well, 1:
+something is not. Nothing is skipped, so the CUDA build's 5 GB are read whole: about 30 s on two
+cores. What is wrong, and how to mend it, is raised as a RuntimeError of one line and makes a row.
 """
-import argparse
 import functools
-import hashlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -19,218 +18,225 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from importlib.metadata import Distribution
 from pathlib import Path
+
+from common.config import Parser, a_path
+from common.errors import run_script
+from common.words import count
 
 SOURCE = Path(__file__).with_name("confusion.cpp")
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
 
-# However a Rust binary was stripped, it keeps paths from its library's panic messages, or rustc's line in .comment.
-# `rust_eh_personality` is no mark: every copy of LLVM (in Triton, NVRTC, cuDNN) holds that string.
-MARKS = (b"/rustc/", b"rustc version ", b"library/core/src/", b"library/std/src/", b".cargo/registry/", b"rust_begin_unwind")
+REQUIREMENT = re.compile(r"\s*([\w.-]*)\s*(?:\[(.*?)\])?([^#]*)")  # name, extras, the rest
+# However a Rust binary was stripped, it keeps paths from its library's panic messages, or rustc's
+# line in .comment. `rust_eh_personality` is no mark: every copy of LLVM holds that string.
+MARKS = (b"/rustc/", b"rustc version ", b"library/core/src/", b"library/std/src/",
+         b".cargo/registry/", b"rust_begin_unwind")
 # How ELF, archives, Windows files, LLVM bitcode and Mach-O (one or several architectures) begin.
-COMPILED = (b"\x7fELF", b"!<arch>\n", b"MZ", b"BC\xc0\xde", b"\xcf\xfa\xed\xfe", b"\xca\xfe\xba\xbe")
-SOURCES = {".py", ".pyi", ".pyc", ".h", ".hpp", ".cuh"}
+COMPILED = (b"\x7fELF", b"!<arch>\n", b"MZ", b"BC\xc0\xde", b"\xcf\xfa\xed\xfe",
+            b"\xca\xfe\xba\xbe")
 
 
-def find_compiler(variable: str = "CXX", names: tuple[str, ...] = ("g++", "clang++", "c++")) -> list[str]:
-    """The command that the environment `variable` names, else the first of `names` on PATH; else RuntimeError."""
-    named = shlex.split(os.environ.get(variable, ""))
-    for command in [named] if named else [[name] for name in names]:
-        if path := shutil.which(command[0]):
-            return [path, *command[1:]]
-    wanted = f"{variable}={named[0]}" if named else " or ".join(names)
-    raise RuntimeError(f"{wanted} is not on PATH: install a compiler, or name one in {variable}")
+def find_compiler(variable: str = "CXX",
+                  names: tuple[str, ...] = ("g++", "clang++", "c++")) -> list[str]:
+    """The command that the environment `variable` names, else the first of `names` on PATH; else
+    RuntimeError."""
+    named = os.environ.get(variable)
+    candidates = [named] if named else names
+    for words in map(shlex.split, candidates):
+        if path := shutil.which(words[0]):
+            return [path, *words[1:]]
+    raise RuntimeError(f"{' or '.join(candidates)} is not on PATH: install a compiler, or name one "
+                       f"in {variable}")
 
 
-def _run(command: list[str], output: Path | None = None) -> str:
-    """What a command prints; RuntimeError with its first complaint where it fails or leaves `output` empty."""
+def _run(command: list[str]) -> str:
+    """What a command prints; RuntimeError with its first complaint where it fails."""
     environment = {**os.environ, "LC_ALL": "C"}
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", env=environment)
-    except OSError as error:
-        raise RuntimeError(f"{command[0]} does not start: {error.strerror}") from None
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                          env=environment)
     if done.returncode:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["it says nothing"]
+        lines = done.stderr.splitlines() or ["it says nothing"]
         first = next((line for line in lines if "error" in line), lines[0])
-        raise RuntimeError(f"{command[0]} fails with exit status {done.returncode}: {first}")
-    if output and not (output.is_file() and output.stat().st_size):
-        raise RuntimeError(f"{command[0]} ends well but compiles nothing: name a compiler in its place")
+        raise RuntimeError(f"{command[0]} fails: {first}")
     return done.stdout
+
+
+def _build(compiler: list[str], source: Path, folder: str, flags: list[str]) -> Path:
+    """The library that a compiler makes of `source` in `folder`."""
+    library = Path(folder, f"{source.stem}.so")
+    _run([*compiler, str(source), "-o", str(library), "-shared", "-fPIC", *flags])
+    if not library.is_file():
+        raise RuntimeError(f"{compiler[0]} compiles nothing: name a compiler in its place")
+    return library
 
 
 @functools.cache
 def compile_ready(device_type: str) -> str | None:
     """None where `torch.compile` can work for "cpu" or "cuda", else one line saying why it cannot.
 
-    Takes a second or two, and is remembered. A CPU needs the compiler that Inductor asks for ($CXX or g++), CUDA needs Triton,
-    a GPU that Triton knows, and a C compiler for Triton's launchers; both need Python's headers.
+    Takes a second or two, and is remembered. A CPU needs the compiler that Inductor asks for ($CXX
+    or g++), CUDA needs Triton and a C compiler for its launchers; both need Python's headers.
     """
-    import torch
-
     on_cuda = device_type == "cuda"
-    module = "triton" if on_cuda else "setuptools"  # Inductor's C++ side cannot be imported without it
+    module = "triton" if on_cuda else "setuptools"  # Inductor's C++ side imports it
     if importlib.util.find_spec(module) is None:
         return f"{module} is not installed: pip install {module}"
-    if on_cuda and torch.cuda.is_available() and torch.cuda.get_device_capability() < (7, 0):
-        return f"Triton needs compute capability 7.0, {torch.cuda.get_device_name()} has less"
+    flags = [f"-I{sysconfig.get_path('include')}"]
     try:
-        compiler = find_compiler("CC", ("gcc", "clang")) if on_cuda else find_compiler("CXX", ("g++",))
         with tempfile.TemporaryDirectory() as folder:
-            source, output = Path(folder, "probe.c" if on_cuda else "probe.cpp"), Path(folder, "probe.so")
-            source.write_text(f"#include <{'math.h' if on_cuda else 'cmath'}>\n#include <Python.h>\nint probe;\n")
-            flags = ["-shared", "-fPIC", f"-I{sysconfig.get_path('include')}", *([] if on_cuda else ["-fopenmp"])]
-            _run([*compiler, str(source), "-o", str(output), *flags], output)
+            probe = Path(folder, "probe.c" if on_cuda else "probe.cpp")
+            probe.write_text("#include <Python.h>\nint probe;\n")
+            if on_cuda:
+                _build(find_compiler("CC", ("gcc", "clang")), probe, folder, flags)
+            else:
+                _build(find_compiler("CXX", ("g++",)), probe, folder, [*flags, "-fopenmp"])
         from torch._dynamo import is_dynamo_supported
     except (RuntimeError, ImportError, OSError) as error:
         return str(error).partition("\n")[0]
-    return None if is_dynamo_supported() else f"PyTorch {torch.__version__} cannot compile under this Python"
-
-
-def build_extension() -> Path:
-    """The extension's library, built unless the cache holds it for this source, PyTorch and compiler."""
-    import torch
-
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of nvcc without a GPU
-    from torch.utils.cpp_extension import include_paths, library_paths
-
-    compiler = find_compiler()
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    key = repr((SOURCE.read_text(), torch.__version__, abi, platform.machine(), _run([*compiler, "--version"])))
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cifar10-study"
-    library = cache / f"confusion-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-    if library.is_file():
-        return library
-    # the run path leads to torch/lib, so that at::parallel_for finds PyTorch's OpenMP there and not a second one
-    flags = ["-shared", "-fPIC", "-O2", "-std=c++20", "-fopenmp", abi, *(f"-isystem{path}" for path in include_paths()),
-             *(option + path for path in library_paths() for option in ("-L", "-Wl,-rpath,")), "-ltorch_cpu", "-lc10"]
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as folder:
-            partial = Path(folder, library.name)
-            _run([*compiler, str(SOURCE), "-o", str(partial), *flags], partial)
-            return partial.replace(library)
-    except OSError as error:
-        raise RuntimeError(f"{cache} is not writable ({error.strerror}): set XDG_CACHE_HOME to a folder that is") from None
+    return None if is_dynamo_supported() else "PyTorch cannot compile under this Python"
 
 
 def check_extension() -> str:
-    """Words on the extension once built, run and found equal to PyTorch; RuntimeError where it differs."""
+    """Builds the extension, runs it and compares it with PyTorch; RuntimeError where they
+    differ."""
     import torch
 
-    started = time.perf_counter()
-    torch.ops.load_library(library := build_extension())
-    generator = torch.Generator().manual_seed(0)
-    for n, k, dtype in ((0, 3, torch.int64), (1, 1, torch.uint8), (99_999, 10, torch.uint8), (99_999, 300, torch.int64)):
-        labels, preds = torch.randint(k, (2, n), generator=generator).to(dtype)
-        expected = torch.bincount(labels.long() * k + preds.long(), minlength=k * k).view(k, k)
-        if not torch.equal(torch.ops.cifar10_study.confusion(labels, preds, k), expected):
-            raise RuntimeError(f"{library} differs from PyTorch on {n} labels of {k} classes")
-    return f"equals PyTorch, {time.perf_counter() - started:.1f} s, {library}"
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nvcc without a GPU
+    from torch.utils.cpp_extension import include_paths, library_paths
+
+    flags = ["-O2", "-std=c++20", "-fopenmp", "-ltorch_cpu", "-lc10"]
+    flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
+    flags += [f"-isystem{path}" for path in include_paths()]
+    for path in library_paths():
+        # The run path leads at::parallel_for to PyTorch's OpenMP, not to a second one.
+        flags += [f"-L{path}", f"-Wl,-rpath,{path}"]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.ops.load_library(_build(find_compiler(), SOURCE, folder, flags))
+    labels, preds = torch.randint(10, (2, 99_999))
+    expected = torch.bincount(labels * 10 + preds, minlength=100).view(10, 10)
+    if not torch.equal(torch.ops.cifar10_study.confusion(labels, preds, 10), expected):
+        raise RuntimeError(f"{SOURCE.name} was built, but differs from PyTorch")
+    return f"{SOURCE.name} built, equals PyTorch"
 
 
-def closure(lines: Iterable[str], extras: Iterable[str] = (), found: dict | None = None) -> dict[str, Distribution]:
+def closure(lines: Iterable[str], extras: Iterable[str] = (),
+            found: dict | None = None) -> dict[str, Distribution]:
     """Installed distributions that requirement lines lead to, by name with the extras asked for.
 
-    Markers on Python or platform are taken as met: what they exclude is seldom installed, and if it is, it is searched. opencv-python
-    may be installed as opencv-python-headless.
+    Markers on Python or platform are taken as met: what they exclude is seldom installed, and if it
+    is, it is searched. opencv-python may be installed as opencv-python-headless.
     """
     found = {} if found is None else found
     for line in lines:
-        name, wanted, rest = re.match(r"\s*([\w.-]*)\s*(?:\[(.*?)\])?([^#]*)", line).groups()
+        name, wanted, rest = REQUIREMENT.match(line).groups(default="")
         only = re.findall(r"extra\s*==\s*['\"](.*?)['\"]", rest)
-        key = f"{name}[{wanted or ''}]"
-        if not name or key in found or (only and not set(extras) & set(only)):
+        key = f"{name}[{wanted}]"
+        if not name or key in found or (only and not {*extras} & {*only}):
             continue
         try:
             found[key] = importlib.metadata.distribution(name)
-            closure(found[key].requires or (), re.findall(r"[\w.-]+", wanted or ""), found)
+            closure(found[key].requires or (), re.findall(r"[\w.-]+", wanted), found)
         except importlib.metadata.PackageNotFoundError:
-            closure(["opencv-python-headless"] if name == "opencv-python" else (), (), found)
+            if name == "opencv-python":
+                closure(["opencv-python-headless"], (), found)
     return found
 
 
 def rust_marks(path: Path) -> list[str] | None:
-    """Rust's marks in a compiled file, which is read whole; None for a file that is not compiled code."""
+    """Rust's marks in a compiled file, which is read whole; None for a file that is not compiled
+    code."""
     marks, window = set(), b""
     with open(path, "rb", buffering=0) as file:
         while block := file.read(1 << 20):
             if not window and not block.startswith(COMPILED):
                 return None
-            window = window[-32:] + block
+            window = window[-32:] + block  # a mark may lie across two blocks
             marks.update(mark.decode() for mark in MARKS if mark in window)
     return sorted(marks) if window else None
 
 
-def scan(distribution: Distribution) -> str:
-    """What was searched in a distribution, executables included; RuntimeError where a file holds Rust's marks."""
+def scan(distribution: Distribution) -> int:
+    """Compiled files searched in a distribution, executables included; RuntimeError where one
+    holds Rust's marks."""
+    name, searched = distribution.name, 0
     if distribution.files is None:
-        raise RuntimeError("has no list of its files, so it cannot be searched: install it again with pip")
-    paths = (Path(distribution.locate_file(entry)) for entry in distribution.files if entry.suffix not in SOURCES)
-    marks = {path: found for path in paths if path.is_file() and (found := rust_marks(path)) is not None}
-    if rust := [f"{path.name} ({', '.join(found)})" for path, found in marks.items() if found]:
-        raise RuntimeError(f"built with Rust: {'; '.join(rust)}")
-    megabytes = sum(path.stat().st_size for path in marks) / 1e6
-    return f"{len(marks)} compiled files, {megabytes:.2f} MB, no Rust" if marks else "no compiled file"
+        raise RuntimeError(f"{name} has no list of its files to search: install it again with pip")
+    for entry in distribution.files:
+        path = Path(distribution.locate_file(entry))
+        marks = rust_marks(path) if path.is_file() else None
+        if marks:
+            raise RuntimeError(f"{name} is built with Rust: {path.name} ({', '.join(marks)})")
+        searched += marks is not None
+    return searched
+
+
+def check_packages(requirements: Path) -> str:
+    """How much was searched for Rust; RuntimeError naming every package that failed."""
+    found = closure(Path(requirements).read_text().splitlines())
+    packages = {package.name: package for package in found.values()}
+    searched, problems = 0, []
+    for package in packages.values():
+        try:
+            searched += scan(package)
+        except RuntimeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RuntimeError("; ".join(problems))
+    return f"{count(len(packages), 'package')}, {count(searched, 'compiled file')}, no Rust"
 
 
 def versions() -> str:
-    """PyTorch's version, its CUDA and Triton, and the GPU with its driver where there is one."""
+    """Python, PyTorch and its CUDA, and the GPU with its driver where there is one."""
     import torch
 
-    triton = importlib.import_module("triton").__version__ if importlib.util.find_spec("triton") else None
-    words = f"{torch.__version__}, CUDA {torch.version.cuda}, Triton {triton}"
+    words = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
+    words += f", CUDA {torch.version.cuda}"
     if not torch.cuda.is_available():
         return f"{words}, no GPU in reach"
-    asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = _run(asked).split()[0] if shutil.which(asked[0]) else "unknown"
-    return f"{words}, driver {driver}, {torch.cuda.get_device_name()}"
+    driver = _run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    return f"{words}, driver {driver.split()[0]}, {torch.cuda.get_device_name()}"
 
 
-def devices_ready() -> str:
-    """The devices that `torch.compile` can serve here; RuntimeError where it cannot serve one that is present."""
+def check_compile() -> str:
+    """The devices that `torch.compile` can serve here; RuntimeError where it cannot serve one that
+    is present."""
     import torch
 
-    reasons = {device: compile_ready(device) for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]}
-    if wrong := [f"not on {device}: {reason}" for device, reason in reasons.items() if reason]:
-        raise RuntimeError("; ".join(wrong))
-    return f"ready on {' and '.join(reasons)}"
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
+        if problem := compile_ready(device):
+            raise RuntimeError(f"not on {device}: {problem}")
+    return f"ready on {' and '.join(devices)}"
 
 
 def main() -> int:
     """Prints the table, row by row; 0 where every row is ok, else 1."""
-    parser = argparse.ArgumentParser(description="Check the compiler, a C++ extension, and that no package holds Rust.")
-    parser.add_argument("--requirements", type=Path, default=REQUIREMENTS, help="file whose closure is searched")
-    requirements, started, failed = parser.parse_args().requirements, time.perf_counter(), []
-    if not requirements.is_file():
-        parser.error(f"--requirements {requirements} is not a file")
-    lines = [line for line in requirements.read_text().splitlines() if re.match(r"\w", line)]
-    checks: dict[str, Callable[[], str]] = {
-        f"Python {platform.python_version()}": lambda: sys.executable,
-        "PyTorch": versions,
-        "C++ compiler": lambda: f"{_run([*find_compiler(), '--version']).partition(chr(10))[0]}, {find_compiler()[0]}",
-        "torch.compile": devices_ready,
+    parser = Parser(prog="python -m common.toolchain", description=__doc__.partition("\n")[0])
+    parser.add_argument("--requirements", type=a_path, default=REQUIREMENTS, metavar="FILE",
+                        help="list of the packages to search (default: requirements.txt)")
+    requirements = parser.parse_args().requirements
+    checks = {
+        "versions": versions,
+        "C++ compiler": lambda: _run([*find_compiler(), "--version"]).partition("\n")[0],
+        "torch.compile": check_compile,
         "C++ extension": check_extension,
+        "packages": lambda: check_packages(requirements),
     }
-    packages = sorted(closure(lines).values(), key=lambda package: package.name.lower())
-    checks |= {f"{package.name} {package.version}": functools.partial(scan, package) for package in packages}
+    failed = 0
     for name, check in checks.items():
         try:
-            verdict, found = "ok", check()
+            verdict, words = "ok", check()
         except (RuntimeError, ImportError, OSError) as error:
-            verdict, found = "FAIL", str(error).partition("\n")[0]
-            failed.append(name)
-        print(f"{verdict:4}  {name:30}  {found}", flush=True)
-    absent = [line for line in lines if not closure([line])]
-    print(f"{len(checks)} checks in {time.perf_counter() - started:.1f} s, failed: {', '.join(failed) or 'none'}"
-          + (f"; not installed, so not searched: {', '.join(absent)}" if absent else ""))
-    return int(bool(failed))
+            verdict, words = "FAIL", str(error).partition("\n")[0]
+            failed = 1
+        print(f"{verdict:4}  {name:13}  {words}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main)

@@ -1,4 +1,5 @@
-"""How numbers are put into words: one rule for percent, counts and durations, wherever they are printed."""
+"""How numbers are put into words: one rule for percent, counts and durations, wherever they are
+printed."""
 
 
 def percent(share: float | None, digits: int = 2, sign: str = "") -> str:

@@ -1,4 +1,5 @@
-"""What several test files share: a cache of its own for each test, small image trees, and scripts run as a user runs them."""
+"""What several test files share: a cache of its own for each test, small image trees, and scripts
+run as a user runs them."""
 import os
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import torch
 ROOT = Path(__file__).parent.parent
 REAL_DATA = os.environ.get("CIFAR10_DIR")
 sys.path.insert(0, str(ROOT))  # plain `pytest` does not put the repository's root on the path
-torch.set_num_threads(1)  # the tests are small, and a second thread on a busy machine waits more than it works
+# The tests are small: on a busy machine a second thread waits more than it works.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Caches live in tmp_path and $CIFAR10_DIR is unset, also for subprocesses: no test reads or writes the user's files."""
+    """Caches live in tmp_path and $CIFAR10_DIR is unset, also for subprocesses: no test reads or
+    writes the user's files."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv("CIFAR10_DIR", raising=False)
@@ -26,16 +29,18 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def cifar10_dir() -> Path:
-    """The folder that $CIFAR10_DIR named when pytest started; skips the test where it named none."""
+    """The folder that $CIFAR10_DIR named when pytest started; skips where it named none."""
     if not REAL_DATA:
         pytest.skip("CIFAR10_DIR is not set")
     return Path(REAL_DATA).resolve()
 
 
 def write_image(path: Path, image: np.ndarray) -> Path:
-    """Write (3, H, W) uint8 RGB in the format of the suffix, lossless but for JPEG; returns `path`."""
-    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101] if path.suffix.lower() == ".webp" else []
-    done, content = cv2.imencode(path.suffix.lower(), np.ascontiguousarray(image.transpose(1, 2, 0)[:, :, ::-1]), lossless)
+    """Write (3, H, W) uint8 RGB in the suffix's format, lossless but for JPEG; returns `path`."""
+    suffix = path.suffix.lower()
+    lossless = [cv2.IMWRITE_WEBP_QUALITY, 101] if suffix == ".webp" else []
+    bgr = np.ascontiguousarray(image.transpose(1, 2, 0)[:, :, ::-1])
+    done, content = cv2.imencode(suffix, bgr, lossless)
     assert done
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content.tobytes())
@@ -44,24 +49,30 @@ def write_image(path: Path, image: np.ndarray) -> Path:
 
 @pytest.fixture
 def make_tree(tmp_path: Path) -> Callable[..., Path]:
-    """A function that builds a class-folder tree of noise images, `train` and `test` of them a class, and returns its folder."""
-    def make(classes: tuple[str, ...] = ("ant", "bee", "cow"), train: int = 4, test: int = 2, size: int = 32, suffix: str = ".png",
-             name: str = "tree") -> Path:
+    """A function that builds a class-folder tree of noise images, `train` and `test` of them a
+    class, and returns its folder."""
+    def make(classes: tuple[str, ...] = ("ant", "bee", "cow"), train: int = 4, test: int = 2,
+             size: int = 32, suffix: str = ".png", name: str = "tree") -> Path:
         rng = np.random.RandomState(0)
         for half, count in (("train", train), ("test", test)):
             for label in classes:
                 for i in range(count):
                     image = rng.randint(0, 256, (3, size, size)).astype(np.uint8)
-                    write_image(tmp_path / name / half / label / f"image{i}{suffix}", image)
+                    path = tmp_path / name / half / label / f"image{i}{suffix}"
+                    write_image(path, image)
         return tmp_path / name
     return make
 
 
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs one of the scripts, or `-c CODE`, in tmp_path and returns exit code, stdout and stderr."""
-    def run(script: str, *args: object, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A function that runs one of the scripts, or `-c CODE`, in tmp_path and returns exit code,
+    stdout and stderr."""
+    def run(script: str, *args: object, timeout: float = 60,
+            **variables: str) -> subprocess.CompletedProcess[str]:
         target = str(ROOT / script) if script.endswith(".py") else script
-        return subprocess.run([sys.executable, target, *map(str, args)], cwd=tmp_path, capture_output=True, text=True, timeout=timeout,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})
+        command = [sys.executable, target, *map(str, args)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True,
+                              timeout=timeout, env=environment)
     return run

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import matplotlib
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from common.plots import ACCENT, MUTED, TRAIN, VAL
+from common.plots import ACCENT, MUTED, TRAIN, VAL, mosaic, new_figure, short
 from common.study.figures import size_curve, study
 from common.training.curves import augmented_batch, curves, sample_grid
 from common import plots
@@ -35,7 +37,8 @@ def history(head: int, tune: int) -> list[dict[str, object]]:
     ]
 
 
-def solid(colours: list[tuple[int, int, int]], each: int, size: int = 32) -> tuple[np.ndarray, np.ndarray]:
+def solid(colours: list[tuple[int, int, int]], each: int,
+          size: int = 32) -> tuple[np.ndarray, np.ndarray]:
     """`each` one-coloured images per class, and their labels."""
     labels = np.tile(np.arange(len(colours)), each)
     images = np.asarray(colours, np.uint8)[labels][:, :, None, None]
@@ -138,21 +141,87 @@ def test_a_single_epoch_is_a_dot(tmp_path: Path, kept: list[Figure]) -> None:
 
 
 def test_study_shows_ours_beside_the_report(tmp_path: Path, kept: list[Figure]) -> None:
-    rows = [{"name": "a", "top1": 73.5, "std": 0.3, "report": 73.3, "curve": [40.0, 60.0, 70.0]},
-            {"name": "b", "top1": 95.1, "std": 0.0, "report": None, "curve": [50.0, 80.0, 90.0, 95.0]}]
-    study(rows, tmp_path / "s.png", "a note")
+    first = {"name": "a", "top1": 73.5, "std": 0.3, "report": 73.3, "curve": [40.0, 60.0, 70.0]}
+    second = {"name": "b", "top1": 95.1, "std": 0.0, "report": None, "curve": [50.0, 80.0, 95.0]}
+    study([first, second], tmp_path / "s.png", "a note")
     accuracy, epochs = kept[0].axes
     assert [text.get_text() for text in accuracy.texts] == ["73.50", "95.10"]
-    assert [list(line.get_xdata()) for line in accuracy.lines if line.get_marker() == "D" and len(line.get_xdata())] == [[73.3]]
-    assert [list(line.get_ydata()) for line in epochs.lines] == [row["curve"] for row in rows]
+    marks = [line for line in accuracy.lines if line.get_marker() == "D"]
+    assert [list(line.get_xdata()) for line in marks if len(line.get_xdata())] == [[73.3]]
+    curves_shown = [list(line.get_ydata()) for line in epochs.lines]
+    assert curves_shown == [first["curve"], second["curve"]]
 
 
-def test_size_curve_has_a_line_for_each_kind_of_weights(tmp_path: Path, kept: list[Figure]) -> None:
-    points = [{"weights": name, "px": px, "top1": 80 + px / 10, "std": 0.2, "seconds": px**2} for name in ("own", "ImageNet") for px in (64, 32)]
+def test_size_curve_has_a_line_for_each_kind_of_weights(tmp_path: Path,
+                                                        kept: list[Figure]) -> None:
+    points = [
+        {"weights": name, "px": px, "top1": 80 + px / 10, "std": 0.2, "seconds": px**2}
+        for name in ("own", "ImageNet") for px in (64, 32)
+    ]
     size_curve(points, tmp_path / "s.png")
     accuracy, cost = kept[0].axes
-    assert [list(line.get_xdata()) for line in cost.lines] == [[32, 64]] * 2 and [list(line.get_ydata()) for line in cost.lines] == [[1024, 4096]] * 2
-    assert [text.get_text() for text in accuracy.get_legend().get_texts()] == ["own", "ImageNet"]
+    assert [list(line.get_xdata()) for line in cost.lines] == [[32, 64]] * 2
+    assert [list(line.get_ydata()) for line in cost.lines] == [[1024, 4096]] * 2
+    legend = accuracy.get_legend().get_texts()
+    assert [text.get_text() for text in legend] == ["own", "ImageNet"]
+
+
+def drawn(title: str, path: Path) -> np.ndarray:
+    """The pixels of a figure whose title, tick and label all say `title`."""
+    with new_figure(path, title, (6, 3), title) as figure:
+        axes = figure.subplots()
+        axes.set_xticks([0, 1], [title, "other"])
+        axes.text(0.5, 0.5, title)
+    return cv2.imread(str(path))
+
+
+@pytest.mark.parametrize("name", ["$5", "$0_$10", "a_b^c % {d}", "\\frac$1$", "20251124", "$x^2$"])
+def test_a_name_is_text_and_never_markup(name: str, tmp_path: Path, kept: list[Figure]) -> None:
+    drawn(name, tmp_path / "f.png")
+    texts = kept[0].findobj(lambda artist: hasattr(artist, "get_parse_math"))
+    assert texts and not any(text.get_parse_math() for text in texts)
+    assert kept[0].get_suptitle() == name
+
+
+@pytest.mark.parametrize("name", ["$5", "$0_$10", "数据 كلب 🐈", "a\tb\x1b", "%"])
+def test_any_name_is_drawn_without_a_warning(name: str, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert drawn(name, tmp_path / "f.png").std() > 0
+
+
+def test_powers_of_ten_are_words(tmp_path: Path) -> None:
+    with new_figure(tmp_path / "f.png", "rate", (6, 3)) as figure:
+        axes = figure.subplots()
+        axes.plot([1, 2, 3], [1e-5, 1e-3, 1e-1])
+        axes.set_yscale("log")
+    figure.draw_without_rendering()
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert "1e-03" in labels and not any("$" in label for label in labels)
+
+
+def test_a_figure_has_bounds_whatever_it_shows(tmp_path: Path) -> None:
+    with new_figure(tmp_path / "f.png", "1,500 classes", (500, 0.3 * 1500)) as figure:
+        figure.subplots().barh(range(1500), range(1500))
+    height, width = cv2.imread(str(tmp_path / "f.png")).shape[:2]
+    assert max(height, width) < 31 * 150
+
+
+def test_mosaic_enlarges_by_a_whole_number(tmp_path: Path, kept: list[Figure]) -> None:
+    tiles = np.random.RandomState(0).randint(0, 255, (2, 3, 3, 8, 8)).astype(np.uint8)
+    with mosaic(tmp_path / "m.png", "title", tiles, tile_px=30, below=0.25) as axes:
+        canvas = axes.images[0].get_array()
+    assert canvas.shape == (2 * (8 + 2 + 2), 3 * (8 + 2), 3)
+    assert (canvas[12:20, 10:18] == tiles[1, 1].transpose(1, 2, 0)).all()
+    assert (canvas[20:24] == 255).all() and (canvas[:, 18:20] == 255).all()
+    assert kept[0].get_size_inches().tolist() == pytest.approx([30 * 4 / 150, 24 * 4 / 150])
+
+
+def test_short_names() -> None:
+    assert short("cat") == "cat" and short("x" * 18) == "x" * 18
+    assert short("a class with an endless name") == "a class with an e…"
+    assert short("endless", 4) == "end…"
+    assert short("caf\udce9\n") == "caf??"  # bytes that are no UTF-8, and a new line
 
 
 def test_same_figure_twice_is_the_same_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -165,9 +234,9 @@ def test_same_figure_twice_is_the_same_file_and_leaves_nothing_behind(tmp_path: 
 
 
 def test_failed_save_keeps_the_old_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fill_the_disk(self: Figure, path: Path, **_: object) -> None:
+    def fill_the_disk(self: Figure, file: BinaryIO, **_: object) -> None:
         """Half a file, then the error of a full disk."""
-        path.write_bytes(b"half")
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     (tmp_path / "c.png").write_bytes(b"old")
@@ -178,6 +247,7 @@ def test_failed_save_keeps_the_old_figure(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_needs_no_display_and_no_torch() -> None:
-    code = "import sys, common.plots; sys.exit(bool({'matplotlib.pyplot', 'torch'} & set(sys.modules)))"
+    heavy = "{'matplotlib.pyplot', 'torch'} & set(sys.modules)"
+    code = f"import sys, common.plots; sys.exit(bool({heavy}))"
     root = Path(plots.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
