@@ -1,0 +1,145 @@
+"""How a program ends: exit codes, one line for each failure, signals, pipes and encodings."""
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+HEAD = """
+import errno, os, signal, sys
+from common.errors import *
+from common.errors import _Signals
+def arrive(*signums):
+    '''Signals that arrive while an operator runs: a byte each, then one call for all of them.'''
+    for signum in signums[1:]:
+        _Signals.writer.send(bytes([signum]))
+    os.kill(os.getpid(), signums[0])
+"""
+
+
+@pytest.fixture
+def end(run_script: Run) -> Run:
+    """A function that runs the body of a `main` under `run_script`."""
+    def run(body: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        lines = "".join(f"    {line}\n" for line in body.strip().splitlines())
+        return run_script("-c", f"{HEAD}def main():\n{lines}run_script(main)", **variables)
+    return run
+
+
+@pytest.mark.parametrize("body, code, said", [
+    ("return None", 0, ""),
+    ("return 3", 3, ""),
+    ("raise InputError('bad: mend it')", 2, "-c: bad: mend it\n"),
+    ("raise RunError('failed')", 1, "-c: failed\n"),
+    ("raise InputError('a\\nname')", 2, "-c: a name\n"),
+    ("raise SystemExit(2)", 2, ""),
+    ("os.kill(os.getpid(), signal.SIGINT)", 130, "-c: interrupted\n"),
+    ("os.kill(os.getpid(), signal.SIGTERM)", 143, "-c: interrupted\n"),
+    ("os.kill(os.getpid(), signal.SIGHUP)", 129, "-c: interrupted\n"),
+    ("raise OSError(errno.ENOSPC, 'No space', 'f')", 1, "-c: f: No space; free some space"),
+    ("raise OSError(errno.EACCES, 'Denied', 'd')", 1, "-c: d: Denied; change its permissions"),
+    ("open('/nowhere/at/all')", 1, "-c: /nowhere/at/all: No such file or directory; bring it"),
+])
+def test_exit_codes_and_one_line(end: Run, body: str, code: int, said: str) -> None:
+    done = end(body)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
+
+
+def test_a_bug_keeps_its_traceback(end: Run) -> None:
+    for body in ("raise KeyError('bug')", "raise OSError(errno.ENOTTY, 'odd')"):
+        assert "Traceback" in end(body).stderr
+
+
+LOOP = """
+seen = []
+try:
+    with deferred_signals() as check:
+        {}
+        seen.append("after the operator")
+        check("in step 2")
+        seen.append("never")
+finally:
+    print(*seen)
+"""
+
+
+@pytest.mark.parametrize("signals, seen, where", [
+    (("SIGINT",), "after the operator", "interrupted in step 2"),
+    (("SIGINT", "SIGINT"), "", "interrupted"),
+    (("SIGTERM", "SIGINT"), "", "interrupted"),
+])
+def test_two_signals_within_one_operator_are_two(end: Run, signals: tuple[str, ...], seen: str,
+                                                 where: str) -> None:
+    """The first waits for the step's end; a second leaves when the operator ends."""
+    names = ", ".join(f"signal.{name}" for name in signals)
+    done = end(LOOP.format(f"arrive({names})"))
+    assert done.returncode == 128 + getattr(signal, signals[0])
+    assert (done.stdout, done.stderr.splitlines()[-1]) == (f"{seen}\n", f"-c: {where}")
+    assert ("once more to stop at once" in done.stderr) == (len(signals) == 1)
+
+
+def test_a_second_signal_between_two_operators_leaves_at_once(end: Run) -> None:
+    done = end(LOOP.format("arrive(signal.SIGINT); arrive(signal.SIGINT)"))
+    assert (done.returncode, done.stdout) == (130, "\n")
+
+
+def test_a_second_signal_is_counted_once(end: Run) -> None:
+    """The call for a signal whose byte an earlier call has read does not disturb the saving."""
+    done = end("""
+try:
+    with deferred_signals() as check:
+        arrive(signal.SIGINT, signal.SIGINT)
+except Interrupted:
+    signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
+    print("saved")
+""")
+    assert (done.returncode, done.stdout) == (0, "saved\n")
+
+
+def test_a_signal_in_the_last_step_is_not_lost(end: Run) -> None:
+    done = end("with deferred_signals() as check:\n    arrive(signal.SIGINT)\nprint('never')")
+    assert (done.returncode, done.stdout) == (130, "")
+
+
+def test_a_program_started_with_nohup_outlives_its_terminal(run_script: Run) -> None:
+    code = (f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n{HEAD}"
+            "def main():\n    os.kill(os.getpid(), signal.SIGHUP)\n    print('alive')\n"
+            "run_script(main)")
+    assert run_script("-c", code).stdout == "alive\n"
+
+
+@pytest.mark.parametrize("encoding, shown", [
+    ("ascii", "32 -> 1x1, +-2, 5-6, ... ?"), ("cp1252", "32 -> 1×1, ±2, 5–6, … ?"),
+    ("utf-8", "32 → 1×1, ±2, 5–6, … 猫")])
+def test_any_encoding_can_be_written(tmp_path: Path, encoding: str, shown: str) -> None:
+    code = ("from common.errors import run_script\n"
+            "run_script(lambda: print('32 → 1×1, ±2, 5–6, … 猫'))")
+    environment = {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT), "PATH": "/usr/bin"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.decode(encoding).strip() == shown
+
+
+@pytest.mark.parametrize("body", [
+    "print('line\\n' * 100_000, flush=True)", "print('short')", "import sys; sys.exit(print('x'))"])
+def test_a_closed_pipe_ends_quietly(body: str) -> None:
+    code = f"from common.errors import run_script\ndef main():\n    {body}\nrun_script(main)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, stdin=subprocess.PIPE)
+    process.stdout.close()  # before it prints: Python takes longer to start
+    assert process.stderr.read() == b""
+    assert process.wait() in (0, 1)
+
+
+def test_closed_output_does_not_stop_the_work(run_script: Run, tmp_path: Path) -> None:
+    code = f"{HEAD}def main():\n    print('unheard')\n    open('done', 'w')\nrun_script(main)"
+    command = [sys.executable, "-c", f"import os; os.close(1)\n{code}"]
+    environment = {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment)
+    assert (tmp_path / "done").exists() and b"Traceback" not in done.stderr
