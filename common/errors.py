@@ -13,20 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# What mends an error of the system at the place that it names.
-REMEDIES = {
-    errno.ENOSPC: "free some space, or choose another place with --out",
-    errno.EDQUOT: "free some space, or choose another place with --out",
-    errno.EFBIG: "free some space, or choose another place with --out",
-    errno.EROFS: "choose another place with --out",
-    errno.EACCES: "change its permissions, or name another place",
-    errno.EPERM: "change its permissions, or name another place",
-    errno.ENOTDIR: "a file stands where a folder is needed; move it, or name another place",
-    errno.EEXIST: "a file stands where a folder is needed; move it, or name another place",
-    errno.ENOENT: "bring it back, or name another place",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.EIO: "the disk fails, or it is gone",
-}
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing can be written there
 PLAIN = {"→": "->", "×": "x", "±": "+-", "–": "-", "…": "...", "Δ": "delta"}
 
 
@@ -138,10 +125,13 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, str]:
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
         return 1, ""
     except OSError as error:
-        if error.errno not in REMEDIES:
-            raise
+        if error.errno not in FULL and error.filename is None:
+            raise  # not about a place, so a bug
         place = error.filename or "a file"
-        return 1, f"{place}: {error.strerror}; {REMEDIES[error.errno]}"
+        remedy = "check the path and its permissions, or name another place"
+        if error.errno in FULL:
+            remedy = "free some space, or choose another place with --out"
+        return 1, f"{place}: {error.strerror}; {remedy}"
 
 
 def run_script(main: Callable[[], int | None]) -> None:

@@ -86,15 +86,13 @@ def compile_ready(device_type: str) -> str | None:
     module = "triton" if on_cuda else "setuptools"  # Inductor's C++ side imports it
     if importlib.util.find_spec(module) is None:
         return f"{module} is not installed: pip install {module}"
-    flags = [f"-I{sysconfig.get_path('include')}"]
+    wanted = ("CC", ("gcc", "clang")) if on_cuda else ("CXX", ("g++",))
+    flags = [f"-I{sysconfig.get_path('include')}"] + ["-fopenmp"] * (not on_cuda)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            probe = Path(folder, "probe.c" if on_cuda else "probe.cpp")
+            probe = Path(folder, "probe.c")
             probe.write_text("#include <Python.h>\nint probe;\n")
-            if on_cuda:
-                _build(find_compiler("CC", ("gcc", "clang")), probe, folder, flags)
-            else:
-                _build(find_compiler("CXX", ("g++",)), probe, folder, [*flags, "-fopenmp"])
+            _build(find_compiler(*wanted), probe, folder, flags)
         from torch._dynamo import is_dynamo_supported
     except (RuntimeError, ImportError, OSError) as error:
         return str(error).partition("\n")[0]
@@ -160,31 +158,28 @@ def rust_marks(path: Path) -> list[str] | None:
     return sorted(marks) if window else None
 
 
-def scan(distribution: Distribution) -> int:
-    """Compiled files searched in a distribution, executables included; RuntimeError where one
-    holds Rust's marks."""
-    name, searched = distribution.name, 0
-    if distribution.files is None:
-        raise RuntimeError(f"{name} has no list of its files to search: install it again with pip")
-    for entry in distribution.files:
-        path = Path(distribution.locate_file(entry))
-        marks = rust_marks(path) if path.is_file() else None
-        if marks:
-            raise RuntimeError(f"{name} is built with Rust: {path.name} ({', '.join(marks)})")
-        searched += marks is not None
-    return searched
+def scan(distributions: Iterable[Distribution]) -> tuple[int, list[str]]:
+    """(compiled files searched, executables included; a line for each that holds Rust's marks or
+    each distribution that cannot be searched)."""
+    searched, problems = 0, []
+    for distribution in distributions:
+        if distribution.files is None:
+            problems.append(f"{distribution.name} has no list of its files: install it again")
+        for entry in distribution.files or ():
+            path = Path(distribution.locate_file(entry))
+            marks = rust_marks(path) if path.is_file() else None
+            searched += marks is not None
+            if marks:
+                found = f"{path.name}: {', '.join(marks)}"
+                problems.append(f"{distribution.name} is built with Rust ({found})")
+    return searched, problems
 
 
 def check_packages(requirements: Path) -> str:
     """How much was searched for Rust; RuntimeError naming every package that failed."""
     found = closure(Path(requirements).read_text().splitlines())
     packages = {package.name: package for package in found.values()}
-    searched, problems = 0, []
-    for package in packages.values():
-        try:
-            searched += scan(package)
-        except RuntimeError as error:
-            problems.append(str(error))
+    searched, problems = scan(packages.values())
     if problems:
         raise RuntimeError("; ".join(problems))
     return f"{count(len(packages), 'package')}, {count(searched, 'compiled file')}, no Rust"

@@ -42,8 +42,8 @@ def end(run_script: Run) -> Run:
     ("os.kill(os.getpid(), signal.SIGTERM)", 143, "-c: interrupted\n"),
     ("os.kill(os.getpid(), signal.SIGHUP)", 129, "-c: interrupted\n"),
     ("raise OSError(errno.ENOSPC, 'No space', 'f')", 1, "-c: f: No space; free some space"),
-    ("raise OSError(errno.EACCES, 'Denied', 'd')", 1, "-c: d: Denied; change its permissions"),
-    ("open('/nowhere/at/all')", 1, "-c: /nowhere/at/all: No such file or directory; bring it"),
+    ("raise OSError(errno.EACCES, 'Denied', 'd')", 1, "-c: d: Denied; check the path and its"),
+    ("open('/nowhere/at/all')", 1, "-c: /nowhere/at/all: No such file or directory; check"),
 ])
 def test_exit_codes_and_one_line(end: Run, body: str, code: int, said: str) -> None:
     done = end(body)
