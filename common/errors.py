@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing can be written there
+HELD_BACK = b"\nstopping after this step; once more to stop at once\n"
 PLAIN = {"→": "->", "×": "x", "±": "+-", "–": "-", "…": "...", "Δ": "delta"}
 
 
@@ -50,7 +51,7 @@ class _Signals:
 
     deferred = False
     pending: int | None = None
-    bytes = calls = count = 0
+    arrived = called = counted = 0
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
@@ -59,23 +60,24 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     While an operator runs, Python holds this call back, and one call may stand for several signals.
     The bytes that arrived tell how many: the count is whichever saw more, calls or bytes.
     """
-    _Signals.calls += 1
+    _Signals.called += 1
     with contextlib.suppress(BlockingIOError):  # an earlier call has read them all
-        _Signals.bytes += len(_Signals.arrivals.recv(1000))
-    new = max(_Signals.calls, _Signals.bytes) - _Signals.count
-    _Signals.count += new
+        _Signals.arrived += len(_Signals.reader.recv(1000))
+    new = max(_Signals.called, _Signals.arrived) - _Signals.counted
+    _Signals.counted += new
     if new == 1 and _Signals.deferred and _Signals.pending is None:
         _Signals.pending = signum
-        with contextlib.suppress(OSError):  # not print: it may be this signal that interrupts one
-            os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        with contextlib.suppress(OSError, AttributeError):  # there may be no terminal
+            # Not print: this may interrupt one.
+            os.write(sys.stderr.fileno(), HELD_BACK)
     elif new:
         raise Interrupted(signum)
 
 
 def _catch_signals() -> None:
     """Turn Ctrl-C, SIGTERM and the terminal's end into `Interrupted`."""
-    _Signals.arrivals, _Signals.writer = socket.socketpair()
-    _Signals.arrivals.setblocking(False)
+    _Signals.reader, _Signals.writer = socket.socketpair()
+    _Signals.reader.setblocking(False)
     _Signals.writer.setblocking(False)
     signal.set_wakeup_fd(_Signals.writer.fileno())  # gets a byte the moment a signal arrives
     signal.signal(signal.SIGINT, _on_signal)
@@ -143,6 +145,7 @@ def run_script(main: Callable[[], int | None]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="plain")
     code, message = _outcome(main)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to save
     if message:
         line = " ".join(message.splitlines())
         with contextlib.suppress(OSError):
@@ -150,5 +153,5 @@ def run_script(main: Callable[[], int | None]) -> None:
     try:
         print(end="", flush=True)
     except OSError:  # else Python's own flush at the end complains
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

@@ -28,12 +28,13 @@ STYLE = {
     "font.family": ["DejaVu Sans", *sorted({*MORE_FONTS} & {*get_font_names()})],
 }  # fmt: skip
 MAX_CLASSES = 20  # rows of a sample grid
+MAX_TITLE = 150  # characters
 MAX_INCHES = 30  # of a figure's side, whatever it shows
 
 
 def short(name: str, most: int = 18) -> str:
     """A name that fits, and that can be drawn even where its bytes are no UTF-8."""
-    shown = "".join(one if one.isprintable() else "?" for one in name)
+    shown = "".join(one if one.isprintable() or one == "\n" else "?" for one in name)
     return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
@@ -58,7 +59,7 @@ def mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int,
     with new_figure(path, "", size, layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
         axes.imshow(canvas, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
-        axes.set_title(title, fontsize=11, fontweight="bold")
+        axes.set_title(short(title, MAX_TITLE), fontsize=11, fontweight="bold")
         axes.grid(False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
@@ -74,7 +75,7 @@ def new_figure(path: str | Path, title: str, size: tuple[float, float], note: st
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
         figure = Figure(figsize=size, layout=layout)
-        figure.suptitle(title, fontsize=11, fontweight="bold")
+        figure.suptitle(short(title, MAX_TITLE), fontsize=11, fontweight="bold")
         yield figure
         if note:
             figure.supxlabel(note, fontsize=7, color=MUTED)

@@ -70,8 +70,6 @@ def _build(compiler: list[str], source: Path, folder: str, flags: list[str]) -> 
     """The library that a compiler makes of `source` in `folder`."""
     library = Path(folder, f"{source.stem}.so")
     _run([*compiler, str(source), "-o", str(library), "-shared", "-fPIC", *flags])
-    if not library.is_file():
-        raise RuntimeError(f"{compiler[0]} compiles nothing: name a compiler in its place")
     return library
 
 

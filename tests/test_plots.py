@@ -232,7 +232,14 @@ def test_short_names() -> None:
     assert short("cat") == "cat" and short("x" * 18) == "x" * 18
     assert short("a class with an endless name") == "a class with an e…"
     assert short("endless", 4) == "end…"
-    assert short("caf\udce9\n") == "caf??"  # bytes that are no UTF-8, and a new line
+    assert short("caf\udce9\x1b") == "caf??"  # bytes that are no UTF-8, and a control character
+
+
+def test_titles_are_made_of_names_and_fit(tmp_path: Path, kept: list[Figure]) -> None:
+    with new_figure(tmp_path / "f.png", "run caf\udce9 " + "x" * 500, (6, 3)):
+        pass
+    title = kept[0].get_suptitle()
+    assert title.startswith("run caf? xxx") and len(title) == 150
 
 
 def test_same_figure_twice_is_the_same_file_and_leaves_nothing_behind(tmp_path: Path) -> None:

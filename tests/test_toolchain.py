@@ -113,8 +113,8 @@ def test_a_missing_list_of_packages_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("compiler, said", [
-    ("/bin/false", "it says nothing"), ("/bin/true", "compiles nothing"),
-    ("no-such-compiler -v", "not on PATH")])
+    ("/bin/false", "it says nothing"), ("no-such-compiler -v", "not on PATH"),
+    ("/bin/ls", "fails: /bin/ls: ")])
 def test_bad_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch, compiler: str,
                                   said: str) -> None:
     monkeypatch.setenv("CXX", compiler)
