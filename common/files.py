@@ -78,8 +78,8 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
 def _with_keys(path: Path, value: Any, keys: Iterable[str]) -> dict[str, Any]:
     """`value`, which must be a dictionary with at least `keys`."""
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds a {type(value).__name__}, not what this project writes: "
-                         "use another file")
+        raise InputError(f"{path} holds a {type(value).__name__}, not a checkpoint or a run's "
+                         "record: use another file")
     for key in keys:
         if key not in value:
             raise InputError(f"{path} lacks {key!r}, so this project did not write it: "
