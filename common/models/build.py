@@ -1,4 +1,6 @@
 """Networks by name."""
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -8,29 +10,57 @@ from common.models.cnn import ImprovedCNN, SimpleCNN
 from common.models.efficientnet import PADDING_IMAGE_SIZE, efficientnet_b2
 from common.models.se_resnet import SEResNet18
 
-HEADS = {"simple_cnn": "head", "improved_cnn": "head", "se_resnet18": "fc", "efficientnet_b2": "_fc"}
+HEADS = {
+    "simple_cnn": "head",
+    "improved_cnn": "head",
+    "se_resnet18": "fc",
+    "efficientnet_b2": "_fc",
+}
+# Pixels below which a stride or a pool finds nothing left to look at.
+SMALLEST_INPUT = {"simple_cnn": 8, "improved_cnn": 8, "se_resnet18": 1, "efficientnet_b2": 4}
 
 
-def build(name: str, num_classes: int = 10, *, input_size: int = 32, stem: str = "cifar", dropout: float = 0.5,
-          bn_momentum: float = 0.1, padding_image_size: int = PADDING_IMAGE_SIZE) -> nn.Module:
-    """A freshly initialised network by name; each takes the arguments that concern it and ignores the others.
+def build(name: str, num_classes: int = 10, *, input_size: int = 32, stem: str = "cifar",
+          dropout: float = 0.5, bn_momentum: float = 0.1,
+          padding_image_size: int = PADDING_IMAGE_SIZE) -> nn.Module:
+    """A freshly initialised network by name; it takes the arguments that concern it.
 
     Args:
-        input_size: height and width in pixels; fixes the first linear layer of the two small networks.
+        input_size: height and width in pixels; fixes the first linear layer of the two small
+            networks, and is checked for all.
+        bn_momentum: weight of a new batch in BatchNorm's running statistics.
 
     Raises:
         InputError: an unknown name, or images too small for the network.
     """
     if name not in HEADS:
         raise InputError(f"unknown model {name!r}: choose one of {', '.join(HEADS)}")
-    if name in ("simple_cnn", "improved_cnn"):
-        if input_size < 8:
-            raise InputError(f"{name} needs images of at least 8 px, got {input_size}: enlarge them")
-        kind = SimpleCNN if name == "simple_cnn" else ImprovedCNN
-        return kind(num_classes, input_size, bn_momentum=bn_momentum)
+    if input_size < SMALLEST_INPUT[name]:
+        raise InputError(f"{name} needs images of at least {SMALLEST_INPUT[name]} px, "
+                         f"not {input_size}: enlarge them with --image-size or --resize")
     if name == "se_resnet18":
-        return SEResNet18(num_classes, stem, dropout, bn_momentum)
-    return efficientnet_b2(num_classes, bn_momentum, padding_image_size, dropout)
+        model = SEResNet18(num_classes, stem, dropout)
+    elif name == "efficientnet_b2":
+        model = efficientnet_b2(num_classes, dropout=dropout,
+                                padding_image_size=padding_image_size)
+    else:
+        kind = SimpleCNN if name == "simple_cnn" else ImprovedCNN
+        model = kind(num_classes, input_size)
+    # Set here once, so that no block of any network has to hand it on.
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = bn_momentum
+    return model
+
+
+def architecture(name: str, **arguments: Any) -> dict[str, Any]:
+    """What a checkpoint stores: the name and every argument of `build`, defaults included.
+
+    `build(**architecture(...))` gives the same network.
+    """
+    # Spelled out, so that a later change of a default does not change an old checkpoint.
+    defaults = dict(build.__kwdefaults__)
+    return {"name": name, **defaults, **arguments}
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -39,12 +69,18 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def freeze_all_but(model: nn.Module, head: str) -> None:
-    """Freeze every parameter except those of the submodule `head`; `model.requires_grad_(True)` undoes it."""
+    """Freeze all parameters but those of the submodule `head`; `requires_grad_(True)` undoes it."""
     model.requires_grad_(False)
     model.get_submodule(head).requires_grad_(True)
 
 
-def architecture(name: str, **arguments: Any) -> dict[str, Any]:
-    """What a checkpoint stores so that `build(**architecture)` gives the same network: name and every argument of `build`."""
-    defaults = dict(build.__kwdefaults__)
-    return {"name": name, **defaults, **arguments}
+@contextlib.contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Inside the block the model is in eval mode; then each module gets its own mode back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

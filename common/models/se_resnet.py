@@ -6,9 +6,12 @@ import torch.nn.functional as F
 from torch import nn
 
 
-
 class SpatialMean(torch.autograd.Function):
-    """Mean over height and width, (N, C, H, W) → (N, C); the gradient is a view, where that of `x.mean` fills a map as large as x."""
+    """Mean over height and width, (N, C, H, W) → (N, C).
+
+    Its gradient is the same for every pixel, so it is a view of one value a channel; that of
+    `x.mean` would fill a map as large as x.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -17,11 +20,16 @@ class SpatialMean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
-        return (grad / (ctx.shape[2] * ctx.shape[3]))[:, :, None, None].expand(ctx.shape)
+        pixels = ctx.shape[2] * ctx.shape[3]
+        return (grad / pixels)[:, :, None, None].expand(ctx.shape)
 
 
 class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate computed from the channel means (Hu et al. 2018, arXiv:1709.01507; reduction 16)."""
+    """Scales each channel by a gate that sees all channels (Hu et al. 2018, arXiv:1709.01507).
+
+    A convolution sees a few pixels; the gate sees the whole image, and turns channels down that
+    do not matter in it. `reduction` keeps it cheap: two small layers with C / 16 values between.
+    """
 
     def __init__(self, channels: int, reduction: int = 16) -> None:
         super().__init__()
@@ -29,23 +37,33 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Linear(channels // reduction, channels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate = self.expand(F.relu(self.reduce(SpatialMean.apply(x))))
-        return x * torch.sigmoid(gate)[:, :, None, None]
+        # Squeeze: one value a channel, (N, C, H, W) → (N, C).
+        squeezed = SpatialMean.apply(x)
+        # Excite: (N, C) → (N, C / 16) → (N, C), each gate in (0, 1).
+        hidden = F.relu(self.reduce(squeezed))
+        gate = torch.sigmoid(self.expand(hidden))
+        return x * gate[:, :, None, None]
 
 
 class SEBasicBlock(nn.Module):
-    """ResNet's basic block (He et al. 2016, arXiv:1512.03385) with squeeze-and-excitation before the sum."""
+    """ResNet's basic block (He et al. 2016, arXiv:1512.03385), gated before the sum.
 
-    def __init__(self, before: int, after: int, stride: int, bn_momentum: float) -> None:
+    A block that doubles the channels halves height and width.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
         super().__init__()
+        stride = 1 if before == after else 2
         self.conv1 = nn.Conv2d(before, after, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(after, momentum=bn_momentum)
+        self.bn1 = nn.BatchNorm2d(after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(after, momentum=bn_momentum)
+        self.bn2 = nn.BatchNorm2d(after)
         self.se = SqueezeExcite(after)
         self.downsample = None
-        if stride != 1 or before != after:
-            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after, momentum=bn_momentum))
+        if before != after:
+            # The shortcut needs the branch's shape to be added to it.
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False),
+                                            nn.BatchNorm2d(after))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -55,21 +73,27 @@ class SEBasicBlock(nn.Module):
 
 
 class SEResNet18(nn.Module):
-    """ResNet-18 with squeeze-and-excitation in every block; state-dict keys are torchvision's for the shared layers.
+    """ResNet-18 with squeeze-and-excitation in every block.
 
-    `stem="imagenet"` is 7×7 stride 2 + max-pool: 32 px become a 1×1 map. `stem="cifar"` is 3×3 stride 1, no pool: 4×4.
+    `stem="imagenet"` is 7×7 stride 2 + max-pool: 32 px become a 1×1 map.
+    `stem="cifar"` is 3×3 stride 1 without a pool: they become 4×4.
+    The state-dict keys of the layers that plain ResNet-18 has too are torchvision's.
     """
 
-    def __init__(self, num_classes: int = 10, stem: str = "cifar", dropout: float = 0.5, bn_momentum: float = 0.1) -> None:
+    def __init__(self, num_classes: int = 10, stem: str = "cifar", dropout: float = 0.5) -> None:
         super().__init__()
-        kernel, stride, padding = (7, 2, 3) if stem == "imagenet" else (3, 1, 1)
-        self.conv1 = nn.Conv2d(3, 64, kernel, stride, padding, bias=False)
-        self.bn1 = nn.BatchNorm2d(64, momentum=bn_momentum)
-        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
-        widths = (64, 64, 128, 256, 512)
-        for i, (before, after) in enumerate(zip(widths, widths[1:]), 1):
-            blocks = SEBasicBlock(before, after, 1 if i == 1 else 2, bn_momentum), SEBasicBlock(after, after, 1, bn_momentum)
-            self.add_module(f"layer{i}", nn.Sequential(*blocks))
+        if stem == "imagenet":
+            self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        else:
+            self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(64)
+        # At 32 px with the CIFAR stem the maps are 32, 16, 8 and 4 px high.
+        self.layer1 = _layer(64, 64)
+        self.layer2 = _layer(64, 128)
+        self.layer3 = _layer(128, 256)
+        self.layer4 = _layer(256, 512)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(512, num_classes)
         for module in self.modules():
@@ -78,6 +102,10 @@ class SEResNet18(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-        return self.fc(self.dropout(x.mean((2, 3))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.dropout(x.mean((2, 3))))  # (N, 512, h, w) → (N, K)
+
+
+def _layer(before: int, after: int) -> nn.Sequential:
+    """Two blocks; the first may change channels and size."""
+    return nn.Sequential(SEBasicBlock(before, after), SEBasicBlock(after, after))

