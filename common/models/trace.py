@@ -51,6 +51,6 @@ def describe(model: nn.Module, size: int) -> list[str]:
     first_linear = next(m for m in model.modules() if isinstance(m, nn.Linear))
     held = first_linear.weight.numel()
     if held > max(LARGE, 0.8 * parameters):
-        lines.append(f"warning: {held:,} of them lie in the first linear layer, which sees "
-                     f"{channels}×{height}×{width} values: smaller images need fewer")
+        lines.append(f"warning: {held:,} of the parameters lie in the first linear layer, "
+                     f"which sees {channels}×{height}×{width} values: smaller images need fewer")
     return lines

@@ -89,7 +89,7 @@ def test_a_first_linear_layer_that_holds_nearly_all_parameters_is_named(name, si
     heavy = [line for line in lines if "first linear layer" in line]
     assert len(heavy) == named
     if named:
-        assert "16,777,216 of them" in heavy[0] and "128×16×16 values" in heavy[0]
+        assert "16,777,216 of the parameters" in heavy[0] and "128×16×16 values" in heavy[0]
 
 
 def b2_pair(image_size=PADDING_IMAGE_SIZE):
