@@ -1,4 +1,4 @@
-"""Where the images come from: the drawn set, the official batches or class folders; else a download."""
+"""Where the images come from: drawn, the official batches, class folders, or else a download."""
 import hashlib
 import http.client
 import io
@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
 
 from common.config import Recipe, Runtime
 from common.data.folders import read_tree
-from common.data.splits import Splits, make_splits
+from common.data.splits import Splits, divide, make_splits
 from common.data.synthetic import draw
 from common.errors import InputError, reason
 
@@ -24,93 +25,126 @@ URL = CIFAR10.url
 ARCHIVE_MD5 = CIFAR10.tgz_md5
 BATCHES = dict(CIFAR10.train_list), dict(CIFAR10.test_list)  # file name -> md5
 FOLDER = "cifar-10-batches-py"
+ARCHIVE = Path(URL).name
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 TIMEOUT_S = 8
+LAYOUTS = (f"{FOLDER} (from {URL}), train and test and/or val with the same class folders in each, "
+           "or class folders alone, two at least; --synthetic needs none")
 
 
 def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
     """Train, val and test as the recipe and runtime ask, on the CPU.
 
-    Sources, in order: the drawn set (`--synthetic`), the official batches or a class-folder tree in `--data-dir`,
-    $CIFAR10_DIR or ./data, else the official archive is downloaded there.
+    Sources, in order: the drawn set (`--synthetic`); the official batches or class folders in
+    `--data-dir`, else $CIFAR10_DIR, else ./data. Where no `--data-dir` was given and nothing is
+    found, the official archive is downloaded.
 
     Raises:
-        InputError: no data, damaged data, or a split that the data cannot give.
+        InputError: no data, damaged data, a split that the data cannot give, or a flag without
+            effect.
     """
     if recipe.synthetic:
-        arrays = (*draw(600, seed=0), *draw(100, seed=1))
-        classes, source = tuple(CLASSES), "synthetic"
-    else:
-        folder = Path(runtime.data_dir or os.environ.get("CIFAR10_DIR") or "data").expanduser()
-        arrays, classes, source = _read_source(folder, runtime.offline)
-    return make_splits(*arrays, classes, source, recipe.val_size, recipe.train_limit)
+        if runtime.data_dir:
+            raise InputError(f"--data-dir {runtime.data_dir} has no effect on drawn images "
+                             "(--synthetic, --smoke): leave one of the flags out")
+        return _split_32([*draw(600, seed=0), *draw(100, seed=1)], "synthetic", recipe)
+    given = runtime.data_dir or os.environ.get("CIFAR10_DIR") or "data"
+    folder = Path(os.path.expanduser(given))
+    batches = folder if os.path.isfile(folder / "data_batch_1") else folder / FOLDER
+    if not os.path.isdir(batches) and not os.path.isfile(folder / ARCHIVE):
+        tree = None
+        if os.path.isdir(folder):
+            tree = read_tree(folder, recipe.image_size, recipe.fit)
+        if tree:
+            pools, classes, notes = tree
+            source = f"class folders, {len(classes)} classes"
+            return divide(pools, classes, source, recipe.val_size, recipe.train_limit, notes)
+        if runtime.data_dir:
+            raise InputError(f"--data-dir {folder} {_content(folder)}: known are {LAYOUTS}")
+    if not os.path.isdir(batches):
+        _download(folder, allowed=not (runtime.offline or runtime.data_dir))
+    return _split_32(_read_batches(batches), "CIFAR-10, official batches", recipe)
 
 
-def _read_source(folder: Path, offline: bool) -> tuple[tuple[np.ndarray, ...], tuple[str, ...], str]:
-    """(train images, train labels, test images, test labels), class names and a description of what `folder` holds."""
-    for batches in (folder / FOLDER, folder):
-        if (batches / "data_batch_1").exists() or batches.name == FOLDER and batches.is_dir():
-            return _read_batches(batches), CLASSES, "CIFAR-10, official batches"
-    if (folder / "train").is_dir() or (folder / "test").is_dir():
-        arrays, classes = read_tree(folder)
-        return arrays, classes, f"class folders, {len(classes)} classes"
-    _download(folder, offline)
-    return _read_batches(folder / FOLDER), CLASSES, "CIFAR-10, official batches"
+def _split_32(arrays: list[ndarray], source: str, recipe: Recipe) -> Splits:
+    """The splits of a source whose images are 32×32 and ten classes."""
+    if recipe.image_size not in (None, 32) or recipe.fit != "pad":
+        raise InputError(f"--image-size and --fit are for pictures in class folders; {source}: all "
+                         "images are 32×32 (--resize N enlarges them before the network)")
+    return make_splits(*arrays, CLASSES, source, recipe.val_size, recipe.train_limit)
+
+
+def _content(folder: Path) -> str:
+    """What is found there, in words."""
+    if not folder.is_dir():
+        return "is no folder" if folder.exists() else "does not exist"
+    names = sorted(os.listdir(folder))
+    listed = ", ".join(names[:4]) or "nothing"
+    return f"holds {listed}{', …' if len(names) > 4 else ''}"
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles the official batches and nothing else: only the three names that rebuild a numpy array."""
+    """Unpickles numpy arrays and nothing else: a foreign pickle could run any program."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module.replace("numpy._core", "numpy.core"), name) == ("numpy.core.multiarray", "_reconstruct"):
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
             return np.empty(0).__reduce__()[0]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
-def _read_batch(path: Path, md5: str) -> tuple[np.ndarray, np.ndarray]:
+def _read_batch(path: Path, md5: str) -> tuple[ndarray, ndarray]:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one official batch."""
     if not path.is_file():
-        raise InputError(f"{path} is missing: delete the folder {path.parent} to have it fetched again, or restore the file")
+        raise InputError(f"{path} is missing: restore it from the archive at {URL}")
     content = path.read_bytes()
     if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise InputError(f"{path} is damaged (md5 differs from the official one): restore it from the archive at {URL}")
+        raise InputError(f"{path} is damaged (md5 differs from the official one): restore it from "
+                         f"the archive at {URL}")
     try:
         batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        images = np.asarray(batch[b"data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
-        return images, np.asarray(batch[b"labels"], dtype=np.int64)
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{path} is not an official CIFAR-10 batch ({reason(error)}): restore it from the archive at {URL}") from None
+        images = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
+        return images, np.asarray(batch[b"labels"], np.int64)
+    except Exception as error:  # a damaged pickle can raise anything
+        raise InputError(f"{path} is not an official CIFAR-10 batch ({reason(error)}): restore it "
+                         f"from the archive at {URL}") from None
 
 
-def _read_batches(folder: Path) -> tuple[np.ndarray, ...]:
-    """Train and test arrays of the official batches in `folder`."""
-    parts = [[_read_batch(folder / name, md5) for name, md5 in half.items()] for half in BATCHES]
-    return tuple(np.concatenate([part[i] for part in half]) for half in parts for i in (0, 1))
+def _read_batches(folder: Path) -> list[ndarray]:
+    """Train images, train labels, test images and test labels of the official batches."""
+    arrays: list[ndarray] = []
+    for half in BATCHES:
+        parts = [_read_batch(folder / name, md5) for name, md5 in half.items()]
+        arrays += map(np.concatenate, zip(*parts))
+    return arrays
 
 
-def _download(folder: Path, offline: bool) -> None:
-    """Fetch and unpack the official archive into `folder`; only a complete, checked archive gets its final name."""
-    ways = f"give --data-dir DIR, or fetch {URL} by hand and unpack it in {folder}, or use --synthetic"
-    archive = folder / Path(URL).name
-    if not archive.exists() or not check_integrity(archive, ARCHIVE_MD5):
-        if offline:
-            raise InputError(f"no CIFAR-10 in {folder} and --offline forbids a download: {ways}")
-        part = archive.with_name(archive.name + ".part")
+def _download(folder: Path, allowed: bool) -> None:
+    """Fetch and unpack the official archive; only what is whole and checked gets its final name."""
+    ways = (f"give --data-dir DIR, or fetch {URL} by hand and unpack it in {folder}, "
+            "or use --synthetic")
+    archive = folder / ARCHIVE
+    if not check_integrity(archive, ARCHIVE_MD5):
+        if not allowed:
+            raise InputError(f"no CIFAR-10 in {folder}, and --offline or --data-dir forbids a "
+                             f"download: {ways}")
+        part = f"{archive}.part"
         before = socket.getdefaulttimeout()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             socket.setdefaulttimeout(TIMEOUT_S)
-            download_url(URL, folder, part.name, ARCHIVE_MD5)
+            download_url(URL, folder, os.path.basename(part), ARCHIVE_MD5)
             os.replace(part, archive)
         except (OSError, http.client.HTTPException, RuntimeError, ValueError, EOFError) as error:
-            raise InputError(f"no CIFAR-10 in {folder} and it cannot be downloaded ({reason(error)}): {ways}") from None
+            raise InputError(f"no CIFAR-10 in {folder} and it cannot be downloaded "
+                             f"({reason(error)}): {ways}") from None
         finally:
             socket.setdefaulttimeout(before)
     try:
         with tempfile.TemporaryDirectory(dir=folder) as aside, tarfile.open(archive) as tar:
             tar.extractall(aside, filter="data")  # refuses links and paths that leave the folder
-            os.replace(Path(aside) / FOLDER, folder / FOLDER)
+            os.replace(os.path.join(aside, FOLDER), folder / FOLDER)
     except (tarfile.TarError, EOFError, FileNotFoundError) as error:
-        raise InputError(f"{archive} cannot be unpacked ({reason(error)}): delete it and start again") from None
+        raise InputError(f"{archive} cannot be unpacked ({reason(error)}): delete it and start "
+                         "again") from None

@@ -4,51 +4,63 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy import ndarray
+from torch import Tensor
 
 from common.errors import InputError
+from common.words import count, percent
 
 SPLIT_SEED = 20091  # of the split alone, so that every run and every seed holds out the same images
+FEW_VAL_IMAGES = 20
+Names = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, H, W) uint8, labels (N,) int64, each image's index (N,) in its source, all on one device; its file's name.
+    """Images (N, 3, H, W) uint8 and labels (N,) int64, all on one device.
 
-    `names` are relative to the data folder; for the official batches and the drawn set, the index.
+    `index` (N,) int64 is each image's place in its source; `names` are its files, relative to the
+    data folder, or the index where there are no files.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    index: torch.Tensor
-    names: tuple[str, ...] = ()
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    names: Names = ()
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Split":
         """The same split on `device`."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device), index=self.index.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device),
+                       index=self.index.to(device))
 
-    def take(self, chosen: np.ndarray) -> "Split":
+    def take(self, chosen: ndarray) -> "Split":
         """The images at positions `chosen` (n,)."""
         at = torch.from_numpy(chosen)
-        return Split(self.images[at], self.labels[at], self.index[at], tuple(self.names[i] for i in chosen) if self.names else ())
+        names = tuple(self.names[i] for i in chosen) if self.names else ()
+        return Split(self.images[at], self.labels[at], self.index[at], names)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, val and test, with the per-channel mean and standard deviation of train in [0, 1] and a hash of the split."""
+    """Train, val and test, and what a run has to know of them.
+
+    `mean` and `std` are train's, per channel, in [0, 1]. `split_hash` tells which images are train
+    and val; `identity` is a hash of the pixels, labels and class names of all three.
+    """
 
     train: Split
     val: Split
     test: Split
-    classes: tuple[str, ...]
+    classes: Names
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
     split_hash: str
-    identity: str = ""  # hash of pixels, labels and class names of every split
-    notes: tuple[str, ...] = ()  # lines that a script says before it trains
+    identity: str = ""
+    notes: Names = ()  # sentences that a script says before it trains
 
     @property
     def image_size(self) -> int:
@@ -57,54 +69,111 @@ class Splits:
 
     def to(self, device: torch.device | str) -> "Splits":
         """The same splits on `device`."""
-        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+        return replace(self, train=self.train.to(device), val=self.val.to(device),
+                       test=self.test.to(device))
 
 
-def make_splits(train_images: np.ndarray, train_labels: np.ndarray, test_images: np.ndarray, test_labels: np.ndarray,
-                classes: tuple[str, ...], source: str, val_size: int | None = None, train_limit: int | None = None) -> Splits:
-    """Hold a stratified val split out of train; the same images on every platform and for every seed.
+def as_split(images: ndarray, labels: ndarray, names: Names = ()) -> Split:
+    """All images (N, 3, H, W) uint8 of one source; without names the index is their name."""
+    index = torch.arange(len(labels))
+    names = names or tuple(map(str, index.tolist()))
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), index, names)
+
+
+def make_splits(train_images: ndarray, train_labels: ndarray, test_images: ndarray,
+                test_labels: ndarray, classes: Names, source: str,
+                val_size: int | None = None, train_limit: int | None = None) -> Splits:
+    """`divide` for arrays: images (N, 3, H, W) uint8, labels (N,) int64."""
+    pools = {"train": as_split(train_images, train_labels),
+             "test": as_split(test_images, test_labels)}
+    return divide(pools, classes, source, val_size, train_limit)
+
+
+def divide(pools: dict[str, Split], classes: Names, source: str,
+           val_size: int | None = None, train_limit: int | None = None,
+           notes: Names = ()) -> Splits:
+    """Train, val and test; those that the source lacks are cut out of its train, stratified.
+
+    The same images are held out on every platform and for every seed.
 
     Args:
-        train_images, test_images: (N, 3, H, W) uint8; labels (N,) int64.
-        val_size: images in val; None: a tenth of train, but at least one a class.
+        pools: "train", and "test" and "val" where the source has them.
+        val_size: images in val; None: a tenth of the pool, but at least one a class.
         train_limit: keep only so many training images, the same number of each class (up to one).
+        notes: what there is to say of the source.
 
     Raises:
-        InputError: a size that this data cannot give, naming the flag, or a class of a single image.
+        InputError: a size that this data cannot give, naming the flag, or a class too small to cut.
     """
-    sizes = np.bincount(train_labels, minlength=len(classes)).tolist()
-    if min(sizes) < 2:
-        raise InputError(f"{classes[sizes.index(min(sizes))]} has {min(sizes)} training image: two are needed, one for train and one for val")
-    val_size = max(len(train_labels) // 10, len(classes)) if val_size is None else val_size
-    if not len(classes) <= val_size <= len(train_labels) - len(classes):
-        raise InputError(f"--val-size {val_size} must lie between {len(classes)} (one a class) and {len(train_labels) - len(classes)}")
-    rng = np.random.RandomState(SPLIT_SEED)  # its stream is frozen by numpy's compatibility policy
-    by_class = [rng.permutation(np.flatnonzero(train_labels == k)) for k in range(len(classes))]
-    held = _quota(sizes, val_size)
-    val = np.sort(np.concatenate([members[:n] for members, n in zip(by_class, held)]))
-    rest = [members[n:] for members, n in zip(by_class, held)]
+    kinds = len(classes)
+    pool = train = pools["train"]
+    test, val = pools.get("test"), pools.get("val")
+    if not test:
+        held, rest = _cut(train, classes, max(len(pool) // 5, kinds))
+        test, train = _gather(train, held), _gather(train, rest)
+    if not val:
+        val_size = val_size or max(len(pool) // 10, kinds)
+        _check_size("--val-size", val_size, kinds, len(train) - kinds)
+    elif val_size:
+        raise InputError(f"--val-size {val_size} has no effect: the data has a val folder of its "
+                         "own; leave the flag out")
+    held, rest = _cut(train, classes, val_size or 0)
+    val = val or _gather(train, held)
     if train_limit is not None:
-        if not len(classes) <= train_limit <= sum(map(len, rest)):
-            raise InputError(f"--train-limit {train_limit} must lie between {len(classes)} (one a class) and {sum(map(len, rest))}")
-        kept = [train_limit // len(classes) + (k < train_limit % len(classes)) for k in range(len(classes))]
-        if short := [k for k, (members, n) in enumerate(zip(rest, kept)) if len(members) < n]:
-            raise InputError(f"--train-limit {train_limit} asks for {kept[short[0]]} images of {classes[short[0]]}, which has {len(rest[short[0]])}")
-        rest = [members[:n] for members, n in zip(rest, kept)]
-    train = np.sort(np.concatenate(rest))
-    digest = hashlib.sha256(f"{len(train_labels)} {','.join(classes)}".encode())
-    for array in (train, val, train_labels):
-        digest.update(array.astype("<i8").tobytes())
-    everything = Split(torch.from_numpy(train_images), torch.from_numpy(train_labels), torch.arange(len(train_labels)))
-    test = Split(torch.from_numpy(test_images), torch.from_numpy(test_labels), torch.arange(len(test_labels)))
-    chosen = everything.take(train)
-    mean, std = channel_statistics(chosen.images)
-    return Splits(chosen, everything.take(val), test, classes, mean, std, source, digest.hexdigest()[:16])
+        _check_size("--train-limit", train_limit, kinds, kinds * min(map(len, rest)))
+        each, more = divmod(train_limit, kinds)
+        rest = [members[:each + (k < more)] for k, members in enumerate(rest)]
+    train = _gather(train, rest)
+    if "test" not in pools:
+        parts = f"{len(test):,} test images"
+        if "val" not in pools:
+            parts += f" and {len(val):,} val images"
+        notes += (f"split here, class by class, the same in every run: {parts}",)
+    notes += _warnings(val, train, classes)
+    mean, std = channel_statistics(train.images)
+    split_hash = _split_hash(pool, train, val, classes)
+    identity = _identity((train, val, test), classes)
+    return Splits(train, val, test, classes, mean, std, source, split_hash, identity, notes)
+
+
+def _sizes(split: Split, classes: Names) -> list[int]:
+    """Images of each class."""
+    return torch.bincount(split.labels, minlength=len(classes)).tolist()
+
+
+def _check_size(flag: str, size: int, least: int, most: int) -> None:
+    """Raise InputError where a split of `size` images cannot hold every class, or leaves none."""
+    if not least <= size <= most:
+        raise InputError(f"{flag} {size} must lie between {least} (one a class) and {most}")
+
+
+def _cut(pool: Split, classes: Names, total: int) -> tuple[list[ndarray], list[ndarray]]:
+    """Places in the pool of `total` held-out images and of the rest, class by class, shuffled."""
+    sizes = _sizes(pool, classes)
+    if total and min(sizes) < 2:
+        name = classes[sizes.index(min(sizes))]
+        raise InputError(f"{name} has too few images: train, val and test need one each")
+    rng = np.random.RandomState(SPLIT_SEED)  # its stream is frozen by numpy's compatibility policy
+    held, rest = [], []
+    for k, n in enumerate(_quota(sizes, total)):
+        members = rng.permutation(np.flatnonzero(pool.labels == k))
+        held.append(members[:n])
+        rest.append(members[n:])
+    return held, rest
+
+
+def _gather(pool: Split, members: list[ndarray]) -> Split:
+    """The images at these places, in the pool's order."""
+    return pool.take(np.sort(np.concatenate(members)))
 
 
 def _quota(sizes: list[int], total: int) -> list[int]:
-    """Split `total` over classes in proportion to `sizes`, by largest remainder; each gives at least one and keeps at least one."""
+    """Split `total` over classes in proportion to `sizes`, by largest remainder.
+
+    Each class gives at least one (but where `total` is 0) and keeps at least one.
+    """
     exact = [size * total / sum(sizes) for size in sizes]
-    quota = [max(1, int(share)) for share in exact]
+    quota = [max(min(1, total), int(share)) for share in exact]
     while missing := total - sum(quota):
         step = 1 if missing > 0 else -1
         free = [k for k, size in enumerate(sizes) if 1 <= quota[k] + step < size]
@@ -112,10 +181,60 @@ def _quota(sizes: list[int], total: int) -> list[int]:
     return quota
 
 
-def channel_statistics(images: torch.Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per-channel mean and standard deviation, in [0, 1], of (N, 3, H, W) uint8 images; exact, from integer histograms."""
+def _split_hash(pool: Split, train: Split, val: Split, classes: Names) -> str:
+    """Hash of which images of the pool are train and val, and of their labels and classes."""
+    digest = hashlib.sha256(f"{len(pool)} {','.join(classes)}".encode())
+    for values in (train.index, val.index, pool.labels):
+        digest.update(values.numpy().astype("<i8"))
+    return digest.hexdigest()[:16]
+
+
+def _identity(splits: tuple[Split, ...], classes: Names) -> str:
+    """Hash of all pixels, labels and class names."""
+    digest = hashlib.blake2b("\n".join(classes).encode(), digest_size=8)
+    for split in splits:
+        digest.update(f"{tuple(split.images.shape)}".encode())
+        digest.update(np.ascontiguousarray(split.images))
+        digest.update(split.labels.numpy().astype("<i8"))
+    return digest.hexdigest()
+
+
+def _warnings(val: Split, train: Split, classes: Names) -> Names:
+    """Sentences about a val split too small to trust and about classes of very unlike size."""
+    notes: Names = ()
+    if len(val) < FEW_VAL_IMAGES:
+        notes += (f"val has only {count(len(val), 'image')}, each {percent(1 / len(val), 0)} of "
+                  "its accuracy: small differences mean nothing",)
+    sizes = _sizes(train, classes)
+    few, many = min(sizes), max(sizes)
+    if few * 10 <= many:
+        small, large = classes[sizes.index(few)], classes[sizes.index(many)]
+        notes += (f"{small} has {count(few, 'training image')}, {large} {many:,}: --class-weights "
+                  "gives both the same say",)
+    return notes
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """(K,) float32 weights of the loss, inverse to each class's images; 1 in the mean over images.
+
+    Args:
+        labels: (N,) int64, with at least one image of each of the K classes.
+    """
+    return len(labels) / (classes * torch.bincount(labels, minlength=classes))
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, in [0, 1], exact, from integer histograms.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+    """
     values = np.arange(256) / 255
-    shares = [np.bincount(images[:, c].flatten().numpy(), minlength=256) / images[:, c].numel() for c in range(images.shape[1])]
-    means = [float((share * values).sum()) for share in shares]
-    stds = [float(np.sqrt((share * (values - mean) ** 2).sum())) or 1.0 for share, mean in zip(shares, means)]
-    return tuple(round(m, 6) for m in means), tuple(round(s, 6) for s in stds)
+    means, stds = [], []
+    for channel in images.unbind(1):
+        share = torch.bincount(channel.flatten(), minlength=256).numpy() / channel.numel()
+        mean = (share * values).sum()
+        std = np.sqrt((share * (values - mean) ** 2).sum())
+        means.append(round(float(mean), 6))
+        stds.append(round(float(std) or 1.0, 6))
+    return tuple(means), tuple(stds)
