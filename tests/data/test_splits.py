@@ -1,0 +1,230 @@
+"""The split: stratified, the same everywhere, hashed; what is said of small and uneven sets."""
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from common.data.sources import CLASSES
+from common.data.splits import (Split, Splits, as_split, channel_statistics, class_weights, divide,
+                                make_splits)
+from common.errors import InputError
+from photos import load
+
+Tree = Callable[..., Path]
+THREE = ("ant", "bee", "cow")
+
+
+def pool(*sizes: int) -> Split:
+    """One-pixel images of classes of these sizes; each pixel is the image's place."""
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    images = np.repeat(np.arange(len(labels)).astype(np.uint8), 3).reshape(-1, 3, 1, 1)
+    return as_split(images, labels)
+
+
+def split_of(labels: np.ndarray, classes: tuple[str, ...] = CLASSES, **sizes: int | None) -> Splits:
+    """The split of one-pixel images whose value tells their place, modulo 256."""
+    images = np.repeat((np.arange(len(labels)) % 256).astype(np.uint8), 3).reshape(-1, 3, 1, 1)
+    return make_splits(images, labels.astype(np.int64), images[:10], labels[:10].astype(np.int64),
+                       classes, "test", **sizes)
+
+
+def fifty_thousand() -> np.ndarray:
+    """5,000 labels of each of ten classes in an order that no generator decides."""
+    i = np.arange(50_000)
+    return (7 * i + i // 10) % 10
+
+
+def test_a_tenth_is_held_out_stratified_disjoint_and_complete() -> None:
+    labels = fifty_thousand()
+    splits = split_of(labels)
+    assert np.bincount(labels).tolist() == [5000] * 10
+    assert (len(splits.train), len(splits.val)) == (45_000, 5_000)
+    assert torch.bincount(splits.val.labels).tolist() == [500] * 10 and torch.bincount(
+        splits.train.labels).tolist() == [4500] * 10
+    assert sorted([*splits.train.index.tolist(), *splits.val.index.tolist()]) == list(range(50_000))
+    for split in (splits.train, splits.val):
+        assert np.array_equal(split.labels, labels[split.index]) and torch.equal(
+            split.images[:, 0, 0, 0], split.index % 256)
+    assert splits.val.index.float().mean() == pytest.approx(25_000,
+                                                            rel=0.05), "not spread over the source"
+
+
+def test_the_split_is_the_same_on_every_platform_and_for_every_state_of_the_global_generators(
+) -> None:
+    np.random.seed(1)
+    torch.manual_seed(1)
+    splits = split_of(fifty_thousand())
+    np.random.seed(2)
+    torch.manual_seed(2)
+    assert split_of(fifty_thousand()).split_hash == splits.split_hash == "19e85c48ec6b7931"
+    assert split_of(fifty_thousand(), train_limit=1000).split_hash == "7d29f168e577429f"
+    assert splits.val.index[:8].tolist() == [2, 13, 29, 30, 31, 46, 49, 63]
+
+
+def test_the_split_does_not_depend_on_the_runs_seed(make_tree: Tree) -> None:
+    folder = make_tree(train=20)
+    one, other = load(folder, seed=0), load(folder, seed=1)
+    assert torch.equal(one.val.index, other.val.index) and one.split_hash == other.split_hash
+
+
+def test_the_hash_tells_splits_apart() -> None:
+    labels = np.arange(200) % 10
+    swapped = labels.copy()
+    swapped[[0, 1]] = labels[[1, 0]]
+    names = (*CLASSES[:9], "lorry")
+    others = [
+        split_of(labels, val_size=30),
+        split_of(labels, train_limit=50),
+        split_of(swapped),
+        split_of(labels[:190]),
+        split_of(labels, names)
+    ]
+    assert len({splits.split_hash for splits in (split_of(labels), *others)}) == 6
+
+
+@pytest.mark.parametrize("limit", [10, 100, 1234, 45_000])
+def test_a_limit_takes_a_balanced_part_of_train_and_leaves_val_alone(limit: int) -> None:
+    whole, part = split_of(fifty_thousand()), split_of(fifty_thousand(), train_limit=limit)
+    assert torch.equal(whole.val.index, part.val.index) and len(part.test) == len(whole.test)
+    assert len(part.train) == limit and set(part.train.index.tolist()) <= set(
+        whole.train.index.tolist())
+    counts = torch.bincount(part.train.labels, minlength=10)
+    larger = split_of(fifty_thousand(), train_limit=min(45_000, 2 * limit))
+    assert set(part.train.index.tolist()) <= set(
+        larger.train.index.tolist()), "a larger limit does not contain a smaller one"
+    assert counts.max() - counts.min() <= 1 and counts.min() >= 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_any_labels_split_in_proportion_with_every_class_on_both_sides(seed: int) -> None:
+    rng = np.random.RandomState(seed)
+    k = rng.randint(2, 15)
+    sizes = np.maximum(2, (rng.pareto(0.7, k) * 5).clip(max=5000).astype(int))
+    labels = rng.permutation(np.repeat(np.arange(k), sizes))
+    val_size = rng.choice([k, rng.randint(k, len(labels) - k + 1), len(labels) - k])
+    splits = split_of(labels, tuple(map(str, range(k))), val_size=int(val_size))
+    val, train = (torch.bincount(split.labels, minlength=k).numpy()
+                  for split in (splits.val, splits.train))
+    assert len(splits.val) == val_size and np.array_equal(val + train, sizes) and min(
+        val.min(), train.min()) >= 1
+    exact = sizes * val_size / len(labels)
+    free = (exact >= 1) & (exact <= sizes - 1)
+    if free.all():
+        assert np.abs(val - exact).max() < 1
+    assert sorted([*splits.train.index.tolist(),
+                   *splits.val.index.tolist()]) == list(range(len(labels)))
+
+
+@pytest.mark.parametrize(("sizes", "total", "held"), [
+    ((50, 30, 20), 13, [6, 4, 3]),      # shares 6.5, 3.9, 2.6: the two left over go to 3.9 and 2.6
+    ((10, 10, 10), 4, [2, 1, 1]),       # a tie goes to the first
+    ((97, 2, 2), 3, [1, 1, 1]),         # the large class gives up what the small ones need
+    ((97, 2, 2), 98, [96, 1, 1]),       # and every class keeps one
+])  # fmt: skip
+def test_held_out_counts_by_largest_remainder(sizes: tuple[int, ...], total: int,
+                                              held: list[int]) -> None:
+    splits = split_of(np.repeat(np.arange(3), sizes), ("ant", "bee", "cow"), val_size=total)
+    assert torch.bincount(splits.val.labels).tolist() == held
+
+
+@pytest.mark.parametrize(("sizes", "flag"), [
+    ({"val_size": 9}, "--val-size 9"), ({"val_size": 191}, "--val-size 191"),
+    ({"train_limit": 9}, "--train-limit 9"), ({"train_limit": 181}, "--train-limit 181"),
+    ({"val_size": 100, "train_limit": 101}, "--train-limit 101")])
+def test_a_size_that_the_data_cannot_give_is_named(sizes: dict[str, int], flag: str) -> None:
+    with pytest.raises(InputError, match=f"{flag} must lie between 10 .one a class. and "):
+        split_of(np.arange(200) % 10, **sizes)
+
+
+def test_a_limit_may_ask_no_more_than_the_smallest_class_has() -> None:
+    labels = np.repeat([0, 1], [190, 10])
+    with pytest.raises(InputError, match="--train-limit 100 must lie between 2 .* and 18"):
+        split_of(labels, THREE[:2], train_limit=100)
+
+
+def test_what_the_source_does_not_hold_apart_is_cut_from_train_class_by_class() -> None:
+    flat = divide({"train": pool(100, 50, 10)}, THREE, "flat")
+    assert [len(flat.train), len(flat.val), len(flat.test)] == [112, 16, 32]
+    for split, sizes in ((flat.test, [20, 10, 2]), (flat.val, [10, 5, 1]), (flat.train, [70, 35,
+                                                                                         7])):
+        assert torch.bincount(split.labels).tolist() == sizes
+        assert torch.equal(split.images[:, 0, 0, 0], split.index), "images and places do not agree"
+        assert split.names == tuple(map(str, split.index.tolist()))
+    assert sorted(sum((s.index.tolist() for s in (flat.train, flat.val, flat.test)), [])) \
+        == list(range(160))
+    assert flat.notes[0] == ("split here, class by class, the same in every run: 32 test images "
+                             "and 16 val images")
+    assert divide({"train": pool(100, 50, 10)}, THREE, "flat").split_hash == flat.split_hash
+
+
+def test_a_val_folder_is_val_and_none_is_cut_from_train() -> None:
+    val = pool(4, 4, 4)
+    splits = divide({"train": pool(20, 20, 20), "val": val}, THREE, "train and val")
+    assert splits.val is val and [len(splits.train), len(splits.test)] == [48, 12]
+    assert "12 test images" in splits.notes[0] and "val images" not in splits.notes[0]
+    whole = divide({"train": pool(20, 20, 20), "val": val, "test": val}, THREE, "all three")
+    assert len(whole.train) == 60 and not any("split here" in note for note in whole.notes)
+    limited = divide({"train": pool(20, 20, 20), "val": val, "test": val}, THREE, "", train_limit=6)
+    assert torch.bincount(limited.train.labels).tolist() == [2, 2, 2] and limited.val is val
+    with pytest.raises(InputError, match="--val-size 5 has no effect: the data has a val folder"):
+        divide({"train": pool(20, 20, 20), "val": val}, THREE, "", val_size=5)
+
+
+@pytest.mark.parametrize("sizes", [(50, 1, 50), (50, 50, 2)])
+def test_a_class_too_small_to_cut_is_named(sizes: tuple[int, ...]) -> None:
+    name = THREE[sizes.index(min(sizes))]
+    with pytest.raises(InputError, match=f"{name} has too few images"):
+        divide({"train": pool(*sizes)}, THREE, "flat")
+
+
+def test_small_and_uneven_sets_are_said_in_sentences() -> None:
+    small = divide({"train": pool(10, 9), "test": pool(2, 2)}, THREE[:2], "")
+    assert small.notes == ("val has only 2 images, each 50 % of its accuracy: small differences "
+                           "mean nothing",)
+    uneven = divide({"train": pool(300, 20), "test": pool(2, 2)}, THREE[:2], "")
+    assert uneven.notes == ("bee has 18 training images, ant 270: --class-weights gives both the "
+                            "same say",)
+    even = divide({"train": pool(300, 200), "test": pool(2, 2)}, THREE[:2], "")
+    assert even.notes == ()
+
+
+def test_class_weights_are_inverse_to_the_classes_and_one_in_the_mean() -> None:
+    labels = pool(60, 30, 10).labels
+    weights = class_weights(labels, 3)
+    assert weights.dtype is torch.float32 and weights[labels].mean().item() == pytest.approx(1)
+    assert (weights / weights[0]).tolist() == pytest.approx([1, 2, 6])
+
+
+def test_the_identity_is_that_of_pixels_labels_and_names_in_every_split() -> None:
+    sizes = {"train": pool(30, 30, 30), "val": pool(4, 4, 4), "test": pool(5, 5, 5)}
+    whole = divide(sizes, THREE, "")
+    seen = {whole.identity}
+    for part, split in sizes.items():
+        images = split.images.clone()
+        images[-1, 2, 0, 0] += 1
+        changed = divide({**sizes, part: replace(split, images=images)}, THREE, "")
+        assert changed.split_hash == whole.split_hash, "old checkpoints know the split by it"
+        seen.add(changed.identity)
+        labels = split.labels.clone()
+        labels[0] = 1
+        seen.add(divide({**sizes, part: replace(split, labels=labels)}, THREE, "").identity)
+    seen.add(divide(sizes, ("ant", "bee", "cat"), "").identity)
+    assert len(seen) == 8 and divide(sizes, THREE, "elsewhere").identity == whole.identity
+
+
+def test_statistics_are_numpys_in_float64_and_of_train_alone(make_tree: Tree) -> None:
+    splits = load(make_tree(train=10), val_size=6)
+    pixels = splits.train.images.numpy().astype(np.float64) / 255
+    assert splits.mean == pytest.approx(pixels.mean(
+        (0, 2, 3)), abs=1e-6) and splits.std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-6)
+    tilted = torch.stack(
+        [torch.full((5, 4, 4), 255),
+         torch.zeros(5, 4, 4),
+         torch.arange(80).view(5, 4, 4)], 1).to(torch.uint8)
+    mean, std = channel_statistics(tilted)
+    assert mean == pytest.approx((1, 0, 39.5 / 255), abs=1e-6)
+    assert std == pytest.approx((1, 1, np.arange(80).std() / 255),
+                                abs=1e-6), "a constant channel is divided by 1"
