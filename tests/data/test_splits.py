@@ -42,18 +42,17 @@ def test_a_tenth_is_held_out_stratified_disjoint_and_complete() -> None:
     splits = split_of(labels)
     assert np.bincount(labels).tolist() == [5000] * 10
     assert (len(splits.train), len(splits.val)) == (45_000, 5_000)
-    assert torch.bincount(splits.val.labels).tolist() == [500] * 10 and torch.bincount(
-        splits.train.labels).tolist() == [4500] * 10
+    assert torch.bincount(splits.val.labels).tolist() == [500] * 10
+    assert torch.bincount(splits.train.labels).tolist() == [4500] * 10
     assert sorted([*splits.train.index.tolist(), *splits.val.index.tolist()]) == list(range(50_000))
     for split in (splits.train, splits.val):
-        assert np.array_equal(split.labels, labels[split.index]) and torch.equal(
-            split.images[:, 0, 0, 0], split.index % 256)
-    assert splits.val.index.float().mean() == pytest.approx(25_000,
-                                                            rel=0.05), "not spread over the source"
+        assert np.array_equal(split.labels, labels[split.index])
+        assert torch.equal(split.images[:, 0, 0, 0], split.index % 256)
+    middle = splits.val.index.float().mean()
+    assert middle == pytest.approx(25_000, rel=0.05), "not spread over the source"
 
 
-def test_the_split_is_the_same_on_every_platform_and_for_every_state_of_the_global_generators(
-) -> None:
+def test_the_split_is_the_same_everywhere_whatever_the_global_generators_do() -> None:
     np.random.seed(1)
     torch.manual_seed(1)
     splits = split_of(fifty_thousand())
@@ -75,13 +74,8 @@ def test_the_hash_tells_splits_apart() -> None:
     swapped = labels.copy()
     swapped[[0, 1]] = labels[[1, 0]]
     names = (*CLASSES[:9], "lorry")
-    others = [
-        split_of(labels, val_size=30),
-        split_of(labels, train_limit=50),
-        split_of(swapped),
-        split_of(labels[:190]),
-        split_of(labels, names)
-    ]
+    others = [split_of(labels, val_size=30), split_of(labels, train_limit=50), split_of(swapped),
+              split_of(labels[:190]), split_of(labels, names)]
     assert len({splits.split_hash for splits in (split_of(labels), *others)}) == 6
 
 
@@ -89,12 +83,11 @@ def test_the_hash_tells_splits_apart() -> None:
 def test_a_limit_takes_a_balanced_part_of_train_and_leaves_val_alone(limit: int) -> None:
     whole, part = split_of(fifty_thousand()), split_of(fifty_thousand(), train_limit=limit)
     assert torch.equal(whole.val.index, part.val.index) and len(part.test) == len(whole.test)
-    assert len(part.train) == limit and set(part.train.index.tolist()) <= set(
-        whole.train.index.tolist())
-    counts = torch.bincount(part.train.labels, minlength=10)
     larger = split_of(fifty_thousand(), train_limit=min(45_000, 2 * limit))
-    assert set(part.train.index.tolist()) <= set(
-        larger.train.index.tolist()), "a larger limit does not contain a smaller one"
+    kept = set(part.train.index.tolist())
+    assert len(part.train) == limit and kept <= set(whole.train.index.tolist())
+    assert kept <= set(larger.train.index.tolist()), "a larger limit does not hold a smaller one"
+    counts = torch.bincount(part.train.labels, minlength=10)
     assert counts.max() - counts.min() <= 1 and counts.min() >= 1
 
 
@@ -106,16 +99,16 @@ def test_any_labels_split_in_proportion_with_every_class_on_both_sides(seed: int
     labels = rng.permutation(np.repeat(np.arange(k), sizes))
     val_size = rng.choice([k, rng.randint(k, len(labels) - k + 1), len(labels) - k])
     splits = split_of(labels, tuple(map(str, range(k))), val_size=int(val_size))
-    val, train = (torch.bincount(split.labels, minlength=k).numpy()
-                  for split in (splits.val, splits.train))
-    assert len(splits.val) == val_size and np.array_equal(val + train, sizes) and min(
-        val.min(), train.min()) >= 1
+    val = torch.bincount(splits.val.labels, minlength=k).numpy()
+    train = torch.bincount(splits.train.labels, minlength=k).numpy()
+    assert len(splits.val) == val_size and np.array_equal(val + train, sizes)
+    assert min(val.min(), train.min()) >= 1
     exact = sizes * val_size / len(labels)
     free = (exact >= 1) & (exact <= sizes - 1)
     if free.all():
         assert np.abs(val - exact).max() < 1
-    assert sorted([*splits.train.index.tolist(),
-                   *splits.val.index.tolist()]) == list(range(len(labels)))
+    index = torch.cat([splits.train.index, splits.val.index])
+    assert torch.equal(index.sort().values, torch.arange(len(labels)))
 
 
 @pytest.mark.parametrize(("sizes", "total", "held"), [
@@ -148,13 +141,12 @@ def test_a_limit_may_ask_no_more_than_the_smallest_class_has() -> None:
 def test_what_the_source_does_not_hold_apart_is_cut_from_train_class_by_class() -> None:
     flat = divide({"train": pool(100, 50, 10)}, THREE, "flat")
     assert [len(flat.train), len(flat.val), len(flat.test)] == [112, 16, 32]
-    for split, sizes in ((flat.test, [20, 10, 2]), (flat.val, [10, 5, 1]), (flat.train, [70, 35,
-                                                                                         7])):
-        assert torch.bincount(split.labels).tolist() == sizes
+    for split, share in ((flat.test, 0.2), (flat.val, 0.1), (flat.train, 0.7)):
+        assert torch.bincount(split.labels).tolist() == [100 * share, 50 * share, 10 * share]
         assert torch.equal(split.images[:, 0, 0, 0], split.index), "images and places do not agree"
         assert split.names == tuple(map(str, split.index.tolist()))
-    assert sorted(sum((s.index.tolist() for s in (flat.train, flat.val, flat.test)), [])) \
-        == list(range(160))
+    index = torch.cat([flat.train.index, flat.val.index, flat.test.index])
+    assert torch.equal(index.sort().values, torch.arange(160))
     assert flat.notes[0] == ("split here, class by class, the same in every run: 32 test images "
                              "and 16 val images")
     assert divide({"train": pool(100, 50, 10)}, THREE, "flat").split_hash == flat.split_hash
@@ -218,13 +210,10 @@ def test_the_identity_is_that_of_pixels_labels_and_names_in_every_split() -> Non
 def test_statistics_are_numpys_in_float64_and_of_train_alone(make_tree: Tree) -> None:
     splits = load(make_tree(train=10), val_size=6)
     pixels = splits.train.images.numpy().astype(np.float64) / 255
-    assert splits.mean == pytest.approx(pixels.mean(
-        (0, 2, 3)), abs=1e-6) and splits.std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-6)
-    tilted = torch.stack(
-        [torch.full((5, 4, 4), 255),
-         torch.zeros(5, 4, 4),
-         torch.arange(80).view(5, 4, 4)], 1).to(torch.uint8)
-    mean, std = channel_statistics(tilted)
+    assert splits.mean == pytest.approx(pixels.mean((0, 2, 3)), abs=1e-6)
+    assert splits.std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-6)
+    channels = torch.full((80,), 255), torch.zeros(80), torch.arange(80)
+    mean, std = channel_statistics(torch.stack(channels, 1).to(torch.uint8).view(80, 3, 1, 1))
     assert mean == pytest.approx((1, 0, 39.5 / 255), abs=1e-6)
-    assert std == pytest.approx((1, 1, np.arange(80).std() / 255),
-                                abs=1e-6), "a constant channel is divided by 1"
+    spread = np.arange(80).std() / 255
+    assert std == pytest.approx((1, 1, spread), abs=1e-6), "a constant channel is divided by 1"

@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -23,7 +22,8 @@ def tensors(n_per_class: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def test_bytes_are_pinned() -> None:
-    assert digest(*draw(3, seed=7)) == "dd5ed14adfd55fe8a65a2d17b98105fe19f83fced2bac67d3e57d5b5cf293339"
+    pinned = "dd5ed14adfd55fe8a65a2d17b98105fe19f83fced2bac67d3e57d5b5cf293339"
+    assert digest(*draw(3, seed=7)) == pinned
 
 
 def test_depends_on_its_arguments_alone() -> None:
@@ -51,18 +51,13 @@ def test_other_size_and_fewer_classes() -> None:
     assert images.shape == (6, 3, 48, 48) and sorted(labels) == [0, 0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("bad", [{"n_per_class": 0}, {"size": 8}, {"classes": 0}, {"classes": 11}])
-def test_absurd_arguments_are_named(bad: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=f"{next(iter(bad))} {next(iter(bad.values()))} must be"):
-        draw(**{"n_per_class": 1, "seed": 0, **bad})
-
-
 def test_stripes_run_the_way_their_names_say() -> None:
     images, labels = draw(40, seed=5)
     images = images.astype(np.float32)
     down = np.abs(np.diff(images, axis=2)).mean((1, 2, 3))
     across = np.abs(np.diff(images, axis=3)).mean((1, 2, 3))
-    horizontal, vertical = (labels == CLASSES.index(f"{way} stripes") for way in ("horizontal", "vertical"))
+    horizontal = labels == CLASSES.index("horizontal stripes")
+    vertical = labels == CLASSES.index("vertical stripes")
     assert (down > across)[horizontal].mean() > 0.95
     assert (across > down)[vertical].mean() > 0.95
 
@@ -89,6 +84,7 @@ def test_a_small_cnn_learns_what_nearest_centroid_cannot() -> None:
             optimizer.step()
     model.eval()
     with torch.inference_mode():
-        top1, mirrored = ((model(x).argmax(1) == truth).float().mean() for x in (held, held.flip(3)))
+        top1 = (model(held).argmax(1) == truth).float().mean()
+        mirrored = (model(held.flip(3)).argmax(1) == truth).float().mean()
     assert top1 > 0.65
     assert abs(top1 - mirrored) < 0.08, "a mirrored image must keep its class"
