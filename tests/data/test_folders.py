@@ -1,5 +1,6 @@
 """Class folders: every layout, pictures of any size and kind, what is damaged, and the cache."""
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy import ndarray
 from common.data import folders
 from common.data.folders import read_picture
 from common.errors import InputError
-from conftest import write_image
+from conftest import ROOT, write_image
 from photos import (LAYOUTS, draw_photos, in_source_order, load, photo, refusal, turned_by_exif)
 
 Tree = Callable[..., Path]
@@ -444,3 +445,13 @@ def test_a_photo_of_each_kind_is_what_it_says() -> None:
     assert photo(image, "turned")[1].count(b"Exif\0\0") == 1
     alpha = cv2.imdecode(np.frombuffer(photo(image, "transparent")[1], np.uint8), -1)
     assert alpha.shape == (60, 80, 4)
+
+
+def test_the_page_on_own_pictures_draws_a_folder_that_can_be_trained_on(
+        tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    _, after = (ROOT / "docs" / "own-pictures.md").read_text().split("<!-- draw -->\n```python\n")
+    done = run_script("-c", after.split("```")[0])
+    assert done.returncode == 0, done.stderr
+    splits = load(tmp_path / "photos")
+    assert [len(splits.train), len(splits.val), len(splits.test)] == [152, 21, 43]
+    assert splits.classes == ("disc", "ring", "square") and splits.image_size == 64
