@@ -18,6 +18,7 @@ from common.errors import InputError
 LAYOUTS = {"flat": {"": 1}, "train and test": {"Train": 0.75, "Testing": 0.25},
            "train and val": {"training": 0.75, "validation": 0.25},
            "all three": {"train": 0.5, "valid": 0.25, "TEST": 0.25}}
+SUBJECTS = ("checkerboard", "disc", "horizontal stripes")
 KINDS = ("landscape", "portrait", "turned", "grey", "transparent")
 
 
@@ -72,13 +73,13 @@ def photo(image: ndarray, kind: str) -> tuple[str, bytes]:
     return ".JPG", turned_by_exif(content) if kind == "turned" else content
 
 
-def draw_photos(folder: Path, layout: str = "flat", each: int = 72, classes: int = 3) -> Path:
-    """A folder of drawn photographs of several sizes and kinds; returns it."""
-    images, labels = draw(each, seed=5, size=120, classes=classes)
-    for label in range(classes):
-        members = iter(enumerate(images[labels == label]))
+def draw_photos(folder: Path, layout: str = "flat", each: int = 72) -> Path:
+    """A folder of drawn photographs of three subjects, several sizes and kinds; returns it."""
+    images, labels = draw(each, seed=5, size=120)
+    for subject in SUBJECTS:
+        members = iter(enumerate(images[labels == CLASSES.index(subject)]))
         for part, share in LAYOUTS[layout].items():
-            place = folder / part / CLASSES[label]
+            place = folder / part / subject
             place.mkdir(parents=True)
             for _ in range(round(share * each)):
                 number, image = next(members)

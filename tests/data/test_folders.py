@@ -14,7 +14,8 @@ from common.data import folders
 from common.data.folders import read_picture
 from common.errors import InputError
 from conftest import ROOT, write_image
-from photos import (LAYOUTS, draw_photos, in_source_order, load, photo, refusal, turned_by_exif)
+from photos import (LAYOUTS, SUBJECTS, draw_photos, in_source_order, load, photo, refusal,
+                    turned_by_exif)
 
 Tree = Callable[..., Path]
 BLACK = np.zeros((3, 32, 32), np.uint8)
@@ -40,7 +41,7 @@ def test_every_layout_gives_the_same_classes_and_its_own_parts(layout: str, tmp_
     sizes = [len(splits.train), len(splits.val), len(splits.test)]
     assert sizes == {"flat": [84, 12, 24], "train and test": [81, 9, 30],
                      "train and val": [72, 30, 18], "all three": [60, 30, 30]}[layout]
-    assert splits.classes == ("disc", "ring", "square") and splits.image_size == 64
+    assert splits.classes == SUBJECTS and splits.image_size == 64
     for split in (splits.train, splits.val, splits.test):
         assert len(set(torch.bincount(split.labels).tolist())) == 1, "not stratified"
         for name, label in zip(split.names, split.labels.tolist()):
@@ -454,4 +455,4 @@ def test_the_page_on_own_pictures_draws_a_folder_that_can_be_trained_on(
     assert done.returncode == 0, done.stderr
     splits = load(tmp_path / "photos")
     assert [len(splits.train), len(splits.val), len(splits.test)] == [152, 21, 43]
-    assert splits.classes == ("disc", "ring", "square") and splits.image_size == 64
+    assert splits.classes == SUBJECTS
