@@ -26,7 +26,7 @@ class Split:
     images: Tensor
     labels: Tensor
     index: Tensor
-    names: Names = ()
+    names: Names
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -39,7 +39,7 @@ class Split:
     def take(self, chosen: ndarray) -> "Split":
         """The images at positions `chosen` (n,)."""
         at = torch.from_numpy(chosen)
-        names = tuple(self.names[i] for i in chosen) if self.names else ()
+        names = tuple(self.names[i] for i in chosen)
         return Split(self.images[at], self.labels[at], self.index[at], names)
 
 

@@ -12,8 +12,7 @@ CLASSES = ("disc", "ring", "square", "triangle", "cross",
 TEXTURES = CLASSES[5:]
 
 
-def draw(n_per_class: int, seed: int, size: int = 32,
-         classes: int = 10) -> tuple[ndarray, ndarray]:
+def draw(n_per_class: int, seed: int, size: int = 32) -> tuple[ndarray, ndarray]:
     """Images and labels of the drawn set, shuffled; equal arguments give equal bytes.
 
     No class is another's mirror image, and none turns into another under ±15° of rotation.
@@ -22,17 +21,16 @@ def draw(n_per_class: int, seed: int, size: int = 32,
         n_per_class: images per class, at least 1.
         seed: 0 to 2**32 - 1; give train and test different ones.
         size: height and width in pixels, at least 16.
-        classes: how many of `CLASSES` to draw, from the first.
 
     Returns:
-        images (N, 3, size, size) uint8 and labels (N,) int64, N = n_per_class * classes.
+        images (N, 3, size, size) uint8 and labels (N,) int64, N = 10 * n_per_class.
     """
     rng = RandomState(seed)
-    n = n_per_class * classes
-    labels = np.repeat(np.arange(classes, dtype=np.int64), n_per_class)
+    n = n_per_class * len(CLASSES)
+    labels = np.repeat(np.arange(len(CLASSES), dtype=np.int64), n_per_class)
     labels = labels[np.argsort(rng.random_sample(n), kind="stable")]
     images = np.empty((n, 3, size, size), np.uint8)
-    for index, name in enumerate(CLASSES[:classes]):
+    for index, name in enumerate(CLASSES):
         images[labels == index] = _draw_class(name, n_per_class, size, rng)
     return images, labels
 
