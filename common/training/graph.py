@@ -1,83 +1,169 @@
-"""CUDA graphs: how work is captured, and the evaluation pass as a graph."""
-import warnings
-from collections.abc import Callable
-from typing import Any
+"""CUDA graphs: a fixed list of launches, recorded once and then replayed by a single call.
+
+A step of a small network is hundreds of kernels of a few microseconds each, and launching them one
+by one from Python takes longer than computing them. What a capture asks of the work:
+
+- the same kernels on the same addresses each time: inputs are copied into tensors that stay, and
+  what changes (learning rate, order) lies in tensors, too;
+- nothing read back by the host, no allocation outside of the graph's own memory;
+- random numbers from generators that the graph knows, so that each replay draws new ones;
+- a few runs beforehand on another stream, in which libraries choose algorithms and take workspace.
+"""
+import math
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Generator, Tensor, dtype, nn
 
-from common.errors import reason
 from common.data.augment import Preprocess
+from common.errors import reason
 
-WARMUP_STEPS = 3  # before a capture: cuDNN picks its algorithms, the optimiser makes its state
+TOLERANCE = 2e-2  # relative, between a captured loss and an eager one, as bf16 needs it
+WARM_UPS = 3  # runs before a capture: cuDNN picks its algorithms, the optimiser makes its state
+
+Work = Callable[[], object]
+Forward = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 → logits (N, K) float32
 
 
-def record(work: Callable[[], Any], stream: "torch.cuda.Stream", *generators: torch.Generator) -> "tuple[torch.cuda.CUDAGraph, Any]":
-    """`work` captured on `stream` as a CUDA graph that draws anew from `generators` at each replay, and what `work` returned.
+def compile_model(model: nn.Module) -> None:
+    """Have torch.compile work on the model's calls; what cannot be compiled runs eagerly."""
+    torch._dynamo.config.suppress_errors = True
+    # One process compiles every arm of an ablation, each in train and eval mode.
+    torch._dynamo.config.recompile_limit = 64
+    # Otherwise the second batch size it meets, the training step's, would become a symbol.
+    model.compile(dynamic=False)
 
-    Each capture has a stream of its own, since PyTorch frees a stream's cuBLAS workspaces with any graph captured on it, and
-    minds the CUDA calls of its own thread alone, since a loader's thread may pin memory meanwhile.
-    A capture that fails leaves its own stream current and, in torch where graphs do not register generators by themselves, every
-    generator in the middle of a capture, so that the next random number raises: both are put right before the error goes on.
+
+def warm_up(work: Work) -> "torch.cuda.Stream":
+    """A stream of its own on which `work` ran a few times."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(WARM_UPS):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    return stream
+
+
+def record(work: Work, stream: "torch.cuda.Stream",
+           *generators: Generator) -> "torch.cuda.CUDAGraph":
+    """`work` captured on `stream` as a graph that draws anew at each replay.
+
+    Each capture has a stream of its own, since PyTorch frees a stream's cuBLAS workspaces with any
+    graph captured on it.
+
+    Args:
+        generators: those that `work` draws from, beside the default one.
     """
     graph, home = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    if hasattr(graph, "register_generator_state"):
-        with warnings.catch_warnings():  # newer releases register by themselves and call this deprecated
-            warnings.simplefilter("ignore")
-            for generator in generators:
-                graph.register_generator_state(generator)
+    if torch.__version__ < "2.14":  # later a graph finds its generators by itself
+        for generator in generators:
+            graph.register_generator_state(generator)
     try:
+        # thread_local: a loader's thread may pin memory meanwhile.
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            result = work()
+            work()
     except RuntimeError:
+        # A capture that fails leaves its stream current and, before torch 2.14, every generator in
+        # the middle of a capture, so that the next random number would raise.
         torch.cuda.set_stream(home)
         for generator in (*generators, torch.cuda.default_generators[home.device_index]):
-            generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
+            fresh = Generator(generator.device)
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
         raise
-    return graph, result
+    return graph
 
 
-Forward = Callable[[torch.Tensor], torch.Tensor]  # (N, 3, H, W) uint8 → logits (N, K) float32
+def capture(work: Work, trial: Callable[[Work], float],
+            state: Callable[[], Iterable[Tensor]],
+            *generators: Generator) -> "torch.cuda.CUDAGraph":
+    """`work` as a graph, checked: replayed, it gives what it gives eagerly.
+
+    Args:
+        trial: does its argument a few times from a fixed beginning; returns a number that tells
+            right from wrong.
+        state: every tensor that `work` changes. All are afterwards as they were before.
+
+    Raises:
+        RuntimeError: it cannot be captured, or its graph does something else.
+    """
+    before = {id(tensor): tensor.detach().clone() for tensor in state()}
+
+    @torch.no_grad()
+    def restore() -> None:
+        """Put every value back in place, since a graph knows only addresses."""
+        for tensor in state():
+            if id(tensor) in before:
+                tensor.copy_(before[id(tensor)])
+            else:
+                tensor.zero_()  # what an optimiser made since then begins at zero
+
+    try:
+        stream = warm_up(lambda: trial(work))
+        restore()
+        # Now, not after the capture, when the graph holds a second set of activations.
+        eager = trial(work)
+        restore()
+        graph = record(work, stream, *generators)
+        replayed = trial(graph.replay)
+    finally:
+        restore()
+    if not math.isclose(eager, replayed, rel_tol=TOLERANCE):
+        raise RuntimeError(f"replayed it gives {replayed:.5f}, eagerly {eager:.5f}")
+    return graph
 
 
-def eager_forward(model: nn.Module, prepare: Preprocess, amp: torch.dtype | None) -> Forward:
+def first_reason(error: BaseException) -> str:
+    """What went wrong first in a capture, whose end then raises errors of its own.
+
+    Raises:
+        OutOfMemoryError: if it was that; less memory is no reason to go on eagerly.
+    """
+    while error.__context__ is not None:
+        error = error.__context__
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        raise error
+    return reason(error)
+
+
+def eager_forward(model: nn.Module, prepare: Preprocess, amp: dtype | None) -> Forward:
     """The eval-time pass from uint8 images to logits, for a model in eval mode."""
-    def forward(images: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), torch.autocast(images.device.type, amp, enabled=amp is not None, cache_enabled=False):
+    def forward(images: Tensor) -> Tensor:
+        device, mixed = images.device.type, amp is not None
+        with torch.no_grad(), torch.autocast(device, amp, enabled=mixed, cache_enabled=False):
             return model(prepare.clean(images)).float()
     return forward
 
 
-def captured_forward(model: nn.Module, prepare: Preprocess, amp: torch.dtype | None, example: torch.Tensor) -> Forward:
-    """`eager_forward` as a CUDA graph for batches as large as `example`; other sizes, and a capture that fails, run eagerly."""
-    eager = eager_forward(model, prepare, amp)
-    mode = [(module, module.training) for module in model.modules()]
-    model.eval()
-    images = example.clone()
-    try:
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARMUP_STEPS):
-                expected = eager(images)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph, logits = record(lambda: eager(images), stream)
-        graph.replay()
-        if not torch.allclose(logits, expected, rtol=1e-2, atol=1e-2 * max(1.0, float(expected.abs().max()))):
-            raise RuntimeError("the captured logits differ from the eager ones")
-    except torch.cuda.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        print(f"eager evaluation: it cannot be captured as a CUDA graph ({reason(error)})")
-        return eager
-    finally:
-        for module, training in mode:
-            module.training = training
+def captured_forward(model: nn.Module, prepare: Preprocess, amp: dtype | None,
+                     example: Tensor) -> Forward:
+    """`eager_forward` as a graph for batches as large as `example`; the model is put in eval mode.
 
-    def forward(batch: torch.Tensor) -> torch.Tensor:
+    Other sizes run eagerly, and so do all if the capture fails.
+    """
+    model.eval()
+    eager = eager_forward(model, prepare, amp)
+    # The graph's input and output, which stay where they are: batches are copied in, logits out.
+    images = example.clone()
+    logits = eager(images)
+
+    def work() -> None:
+        logits.copy_(eager(images))
+
+    def trial(run: Work) -> float:
+        run()
+        return float(logits.abs().sum())
+
+    try:
+        graph = capture(work, trial, lambda: ())
+    except RuntimeError as error:
+        print(f"eager evaluation: it cannot be captured as a CUDA graph ({first_reason(error)})")
+        return eager
+
+    def forward(batch: Tensor) -> Tensor:
         if len(batch) != len(images):
             return eager(batch)
         images.copy_(batch)
         graph.replay()
-        return logits.clone()
+        return logits.clone()  # the next replay writes over them
     return forward

@@ -1,20 +1,26 @@
-"""The training step: index, augment, forward, backward, update; eager anywhere, one CUDA graph on a GPU.
+"""The training step: index, augment, forward, backward, update; on a GPU, all in one CUDA graph.
 
-Every random number of an epoch comes from generators seeded by (seed, epoch): there is no generator state to save, and
-a resumed run repeats exactly what the uninterrupted one does.
+Every random number of an epoch comes from generators seeded by (seed, epoch): there is no generator
+state to save, and a resumed run repeats exactly what the uninterrupted one does.
 """
+import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
 
 from common.config import Recipe
 from common.data.augment import Preprocess
 from common.data.splits import Split
-from common.errors import reason
-from common.training.graph import WARMUP_STEPS, record
+from common.training.graph import Work, capture, first_reason
+
+STEPS_AN_EPOCH = 20  # at least, where that leaves SMALLEST_BATCH images for each
+SMALLEST_BATCH = 8  # BatchNorm's statistics of fewer images are noise
 
 
 def seed_epoch(seed: int, epoch: int) -> int:
@@ -22,36 +28,48 @@ def seed_epoch(seed: int, epoch: int) -> int:
     return seed * 1_000_003 + epoch
 
 
-def epoch_order(images: int, batch_size: int, seed: int) -> torch.Tensor:
-    """Positions (steps, batch_size) int64 of an epoch's batches, on the CPU: the same on every device.
+def fit_batch_size(images: int, batch_size: int) -> int:
+    """Images a step: at most `batch_size`, fewer on a small set, and the same in every step.
 
-    A short last batch would need a graph of its own and is left out; its images come in the next epoch.
+    An epoch then has at least 20 steps, where batches of 8 images allow that.
     """
-    steps = images // batch_size
-    return torch.randperm(images, generator=torch.Generator().manual_seed(seed))[: steps * batch_size].view(steps, batch_size)
+    wanted = min(STEPS_AN_EPOCH, images // SMALLEST_BATCH)
+    steps = max(wanted, math.ceil(images / batch_size))
+    return math.ceil(images / steps)
 
 
-def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> torch.optim.Optimizer:
-    """The recipe's optimiser over the trainable parameters, fused, its learning rate in a tensor on the device.
+def epoch_order(images: int, batch_size: int, seed: int) -> Tensor:
+    """Positions (steps, batch_size) int64 of an epoch's batches; on the CPU, as on every device.
 
-    BatchNorm parameters and biases are not decayed unless the recipe asks (Loshchilov & Hutter 2019 leave it open; He et al.
-    2019, arXiv:1812.01187, measured it).
+    A CUDA graph knows one batch size, so a last batch that is not full is filled from the order's
+    beginning: every image is shown, a few of them twice, others each epoch.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    decayed = [p for p in trainable if recipe.decay_all or p.ndim > 1]
-    plain = [p for p in trainable if not recipe.decay_all and p.ndim <= 1]
-    groups = [{"params": group, "weight_decay": decay} for group, decay in ((decayed, recipe.weight_decay), (plain, 0.0)) if group]
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    steps = math.ceil(images / batch_size)
+    return order.repeat(2)[: steps * batch_size].view(steps, batch_size)
+
+
+def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> Optimizer:
+    """The recipe's optimiser over the trainable parameters, fused; `TrainStep` sets its rate.
+
+    BatchNorm parameters and biases are not decayed unless the recipe asks (Loshchilov & Hutter 2019
+    leave it open; He et al. 2019, arXiv:1812.01187, measured it).
+    """
+    groups = []
+    for decay, is_decayed in ((recipe.weight_decay, True), (0.0, False)):
+        params = [p for p in model.parameters()
+                  if p.requires_grad and (recipe.decay_all or p.ndim > 1) == is_decayed]
+        if params:
+            groups.append({"params": params, "weight_decay": decay})
+    # A tensor, since a plain number would be fixed in a graph.
     lr = torch.zeros((), device=device)
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True, capturable=device.type == "cuda")
-    optimizer = torch.optim.SGD(groups, lr=lr, momentum=recipe.momentum, nesterov=recipe.nesterov, fused=True)
-    for p in trainable if recipe.momentum else []:  # the fused kernel leaves a new buffer unset when fp16 overflows in the first step
-        optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return optimizer
+        return AdamW(groups, lr, fused=True)
+    return SGD(groups, lr, recipe.momentum, nesterov=recipe.nesterov, fused=True)
 
 
 def set_train_mode(model: nn.Module) -> None:
-    """Training mode, but for modules whose parameters are all frozen: their BatchNorm statistics and dropout stay still."""
+    """Training mode, but for modules that are frozen whole: their statistics stay still."""
     model.train()
     for module in model.modules():
         own = list(module.parameters())
@@ -59,42 +77,132 @@ def set_train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-class TrainStep:
-    """One optimiser update on a device-resident split: index, augment, forward, backward, update, count.
+def training_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0,
+                  class_weights: Tensor | None = None) -> Tensor:
+    """Mean cross-entropy against smoothed labels (Szegedy et al. 2016, arXiv:1512.00567), ().
 
-    Everything that changes from step to step lies in tensors on the device (order, learning rates, a cursor), so the step
-    needs nothing from the host and can be captured whole as a CUDA graph. `losses` and `hits` hold the epoch's record: mean
-    loss and number of correct predictions of each step.
+    The same as F.cross_entropy's, whose smoothing takes two dozen launches where this takes eight.
+
+    Args:
+        logits: (N, K), any floating dtype.
+        labels: (N,) int64.
+        class_weights: (K,) float32.
+    """
+    images, classes = logits.shape
+    log_probs = F.log_softmax(logits.float(), dim=1)
+    # Smoothed labels share a part of each image's unit among all classes.
+    share = label_smoothing / classes
+    own = 1 - label_smoothing + share
+    targets = torch.full_like(log_probs, share).scatter_(1, labels[:, None], own)  # (N, K)
+    if class_weights is not None:
+        targets = targets * (class_weights / class_weights[labels].mean())
+    return (log_probs * targets).sum() / -images
+
+
+@contextlib.contextmanager
+def counted_at_once(model: nn.Module) -> Iterator[None]:
+    """BatchNorm layers that train count their batches in one launch at the end, not in one each.
+
+    Nothing reads the counts; they are kept because published state dicts have them.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
+    counts = [norm.num_batches_tracked for norm in norms]
+    for norm in norms:
+        norm.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for norm, count in zip(norms, counts):
+            norm.num_batches_tracked = count
+    if counts:
+        torch._foreach_add_(counts, 1)
+
+
+class CastTogether(torch.autograd.Function):
+    """Copies of many tensors in another precision, made in a few launches, as are their gradients.
+
+    Autocast casts the weights of a step one by one. Rounding happens at the same places, so losses
+    and weights stay equal to the last bit, as long as no layer is used twice in a step.
     """
 
-    def __init__(self, model: nn.Module, split: Split, prepare: Preprocess, optimizer: torch.optim.Optimizer, batch_size: int,
-                 label_smoothing: float = 0.0, amp: torch.dtype | None = None) -> None:
-        self.model, self.split, self.prepare, self.optimizer = model, split, prepare, optimizer
-        self.device = split.labels.device
-        self.label_smoothing, self.amp = label_smoothing, amp
-        self.batch_size = min(batch_size, len(split))
-        self.steps = len(split) // self.batch_size
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == torch.float16)
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.like = weights
+        copies = [torch.empty_like(weight, dtype=dtype) for weight in weights]
+        torch._foreach_copy_(copies, weights)
+        return tuple(copies)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        copies = [torch.empty_like(weight) for weight in ctx.like]
+        torch._foreach_copy_(copies, grads)
+        return None, *copies
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Name → low-precision copy of each trainable weight that autocast would cast."""
+    weights = {}
+    for name, layer in model.named_modules():
+        # Not BatchNorm's, which autocast leaves in fp32; and frozen weights have no gradients to
+        # bring back: autocast casts them.
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            for key, p in layer.named_parameters(recurse=False):
+                if p.requires_grad:
+                    weights[f"{name}.{key}"] = p
+    copies = CastTogether.apply(dtype, *weights.values())
+    return dict(zip(weights, copies))
+
+
+@dataclass(eq=False)
+class TrainStep:
+    """One optimiser update on a device-resident split: index, augment, forward, backward, update.
+
+    Everything that changes from step to step lies in tensors on the device (order, learning rates,
+    a cursor), so the step needs nothing from the host and can be captured whole as a CUDA graph.
+    `losses` (steps,) and `preds` (steps, batch_size) are the epoch's record.
+    """
+
+    model: nn.Module
+    split: Split
+    prepare: Preprocess
+    optimizer: Optimizer
+    batch_size: int
+    label_smoothing: float = 0.0
+    amp: torch.dtype | None = None
+    class_weights: Tensor | None = None  # (K,) float32
+    graph: torch.cuda.CUDAGraph | None = None
+
+    def __post_init__(self) -> None:
+        self.device = self.split.labels.device
+        self.batch_size = min(self.batch_size, len(self.split))
+        self.steps = math.ceil(len(self.split) / self.batch_size)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
         self.generator = torch.Generator(self.device)
-        self.order = torch.zeros(self.steps, self.batch_size, dtype=torch.int64, device=self.device)
-        self.lrs = torch.zeros(self.steps, device=self.device)
-        self.cursor = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self.losses = torch.zeros(self.steps, device=self.device)
-        self.hits = torch.zeros(self.steps, dtype=torch.int64, device=self.device)
-        self.lr = torch.zeros((), device=self.device)
-        for group in optimizer.param_groups:
+        with self.device:
+            self.order = torch.zeros(self.steps, self.batch_size, dtype=torch.int64)
+            self.preds = torch.zeros_like(self.order)
+            self.losses, self.lrs = torch.zeros(2, self.steps)
+            self.cursor = torch.zeros(1, dtype=torch.int64)
+            self.lr = torch.zeros(())
+        # The scaler makes its state at its first use, which is not to lie inside a graph.
+        self.scaler.scale(self.lr)
+        for group in self.optimizer.param_groups:
             group["lr"] = self.lr
-        self.graph: torch.cuda.CUDAGraph | None = None
+            # AdamW's promise to count its steps on the device; a resumed run's may be a CPU's.
+            group["capturable"] = self.device.type == "cuda"
 
     def start_epoch(self, seed: int, lrs: list[float]) -> None:
-        """Draw a new order, seed the generators, load the epoch's learning rates and clear its record."""
+        """Draw a new order, seed the generators, load the learning rates and clear the record."""
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
         self.order.copy_(epoch_order(len(self.split), self.batch_size, seed))
         self.lrs.copy_(torch.tensor(lrs))
         self.cursor.zero_()
         self.losses.zero_()
-        self.hits.zero_()
+
+    def top1(self) -> float:
+        """Fraction of the epoch's images that were recognised, each as its step saw it."""
+        return float((self.preds == self.split.labels[self.order]).double().mean())
 
     def __call__(self) -> None:
         """Do the next step of the epoch."""
@@ -104,84 +212,59 @@ class TrainStep:
             self._step()
 
     def _step(self) -> None:
-        """The step itself; no read-back from the device."""
-        at = self.order.index_select(0, self.cursor).squeeze(0)
-        self.lr.copy_(self.lrs.index_select(0, self.cursor).squeeze(0))
+        """The step itself; nothing in it waits for the device, and so it can be captured."""
+        at = self.order.index_select(0, self.cursor).squeeze(0)  # (batch_size,)
+        torch.index_select(self.lrs, 0, self.cursor, out=self.lr.view(1))
         images = self.prepare.train(self.split.images.index_select(0, at), self.generator)
         labels = self.split.labels.index_select(0, at)
+
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, self.amp, enabled=self.amp is not None, cache_enabled=False):
-            logits = self.model(images)
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        logits = self._forward(images)
+        loss = training_loss(logits, labels, self.label_smoothing, self.class_weights)
         self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)  # fused: on a non-finite gradient fp16 skips the update on the device
+        # Fused: where fp16 gave a gradient that is not finite, the update is skipped on the device.
+        self.scaler.step(self.optimizer)
         self.scaler.update()
+
         self.losses.index_copy_(0, self.cursor, loss.detach().view(1))
-        self.hits.index_copy_(0, self.cursor, (logits.argmax(1) == labels).sum().view(1))
+        self.preds.index_copy_(0, self.cursor, logits.argmax(1).view(1, -1))
         self.cursor += 1
 
-    def capture(self) -> str | None:
-        """Capture the step as a CUDA graph and check it against the eager step; None, or why the run stays eager.
+    def _forward(self, images: Tensor) -> Tensor:
+        """Logits (N, K) of the network in training."""
+        mixed = self.amp is not None
+        weights = cast_weights(self.model, self.amp) if mixed else {}
+        # No cache of casts: a graph would keep those of the step that filled it.
+        with (torch.autocast(self.device.type, self.amp, enabled=mixed, cache_enabled=False),
+              counted_at_once(self.model)):
+            return torch.func.functional_call(self.model, weights, images, tie_weights=False)
 
-        Weights, BatchNorm statistics, optimiser, scaler and generators are afterwards as they were before.
+    def capture(self) -> str | None:
+        """Make the step a CUDA graph, checked against the eager step; None, or why it stays eager.
+
+        Weights, BatchNorm statistics, optimiser and scaler are afterwards as they were before; the
+        generators are seeded anew by the next epoch.
         """
-        before = self._snapshot()
         try:
-            self.start_epoch(0, [0.0] * self.steps)
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(WARMUP_STEPS):
-                    self.cursor.zero_()
-                    self._step()
-            torch.cuda.current_stream().wait_stream(stream)
-            eager = self._trial(before, None)  # before the graph takes a second set of activations
-            self._restore(before)
-            self.optimizer.zero_grad(set_to_none=True)
-            graph, _ = record(self._step, stream, self.generator)
-            captured = self._trial(before, graph)
-            self._restore(before)
+            self.graph = capture(self._step, self._trial, self._state, self.generator)
         except RuntimeError as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
-            self._restore(before)
-            return f"the step cannot be captured as a CUDA graph ({reason(error)})"
-        tolerance = 1e-3 if self.amp is None else 2e-2
-        if not math.isclose(eager, captured, rel_tol=tolerance):
-            return f"the captured step differs from the eager one (loss {captured:.5f} and {eager:.5f})"
-        self.graph = graph
+            return f"the step cannot be captured as a CUDA graph ({first_reason(error)})"
         return None
 
-    def _trial(self, before: list[tuple[torch.Tensor, torch.Tensor]], graph: "torch.cuda.CUDAGraph | None") -> float:
-        """Summed loss of two steps from the state `before`, eager or replayed: the second sees what the first updated."""
-        self._restore(before)
-        lr = 1e-3
-        self.start_epoch(0, [lr] * self.steps)
+    def _trial(self, step: Work) -> float:
+        """Summed loss of two steps of a fixed epoch: the second sees what the first updated."""
+        self.start_epoch(0, [1e-3] * self.steps)
         for _ in range(min(2, self.steps)):
-            graph.replay() if graph is not None else self._step()
+            step()
+        # A graph has gradients of its own: these would only take memory beside them.
+        self.optimizer.zero_grad(set_to_none=True)
         return float(self.losses.sum())
 
-    def _tensors(self) -> Iterator[torch.Tensor]:
-        """Every tensor that a step changes, beside the epoch's own buffers."""
+    def _state(self) -> Iterator[Tensor]:
+        """Every tensor that a step changes, beside the epoch's own."""
         yield from self.model.parameters()
         yield from self.model.buffers()
         for state in self.optimizer.state.values():
-            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
-        if self.scaler.is_enabled() and self.scaler._scale is not None:
+            yield from (value for value in state.values() if isinstance(value, Tensor))
+        if self.scaler.is_enabled():
             yield from (self.scaler._scale, self.scaler._growth_tracker)
-
-    def _snapshot(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """(tensor, copy) of all that a step changes."""
-        return [(tensor, tensor.detach().clone()) for tensor in self._tensors()]
-
-    def _restore(self, before: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Put every tensor back in place, since a graph knows only addresses; state made since then starts at its initial value."""
-        known = {id(tensor): value for tensor, value in before}
-        with torch.no_grad():
-            for tensor in self._tensors():
-                if id(tensor) in known:
-                    tensor.copy_(known[id(tensor)])
-                elif self.scaler.is_enabled() and tensor is self.scaler._scale:
-                    tensor.fill_(self.scaler._init_scale)
-                else:
-                    tensor.zero_()
