@@ -1,234 +1,221 @@
-"""Figures of an analysis, from arrays: confusions, calibration, errors, and where the network looks."""
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+"""Figures of an analysis: confusions, calibration, classes, faithfulness, strips of pictures.
+
+`result` is the content of analysis.json; each figure takes its file's name from its subject.
+"""
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
-from matplotlib.ticker import MaxNLocator
 
-from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, mosaic, new_figure
+from common.analysis.scores import best_and_worst
+from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure
+from common.words import percent
 
-KINDS = {"gradcam": ("Grad-CAM", VAL), "random": ("random maps", MUTED), "centre": ("centre prior", TRAIN)}
-GAP = 4  # white pixels between the pictures of a strip
-HEAT_NOTE = "Each map is divided by its own maximum (yellow): compare places, not heights.\nWithout evidence for the class the map is black and the overlay the plain image."
-SURE = {"color": "black", "elinewidth": 1, "capsize": 2.5}  # how an interval is drawn
+Result = Mapping[str, Any]
+Strip = tuple[Sequence[np.ndarray], Sequence[str], str]  # pictures, words above each, words below
+KINDS = {"gradcam": ("Grad-CAM", VAL), "random": ("random maps", MUTED), "centre": ("centre", TRAIN)}
+CASES = {  # figure: (what it shows, strips a row)
+    "errors": ("The errors with the highest loss", 5),
+    "gradcam_right": ("Where it looks when it is right: image, heat map, overlay", 3),
+    "gradcam_wrong": ("Where it looks when it is wrong", 2),
+    "gradcam_planes": ("Where it looks when it takes a plane for a ship", 2),
+}
+EVEN = 0.1  # a map whose cells differ by less shows no place
+HEAT_NOTE = (
+    "Colours reach from each map's own weakest place to its strongest: compare places, not maps. "
+    "Grey: no place holds more evidence than another, or none holds any."
+)
 
 
-def confusion(counts: Sequence[Sequence[int]], classes: Sequence[str], path: Path, title: str) -> None:
-    """Saves the (K, K) confusion matrix, rows true: counts, and the percent of the row beneath and as colour.
+def confusion(result: Result, folder: Path) -> None:
+    """Saves the confusion matrix, rows true: counts, and the percent of the row beneath.
 
-    Beyond 20 classes the cells have no numbers.
+    Beyond 20 classes it shows the 20 that take part in the most errors.
     """
-    counts, k = np.asarray(counts), len(classes)
+    counts, classes = np.array(result["confusion"]), result["classes"]
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = 2.2 + 0.62 * min(k, MAX_CLASSES)
-    with new_figure(path, title, (side + 0.6, side), "A row sums to 100 %. The colours are stretched at the low end, so that single errors show.") as figure:
+    errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
+    shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
+    k, cells = len(shown), np.ix_(shown, shown)
+    note = "Images, and their percentage of all images of the true class."
+    title = f"Confusion matrix, {k} of {len(classes):,} classes\n{result['title']}"
+    side = 2.2 + 0.62 * k
+    with new_figure(folder / "confusion.png", title, (side, side), note) as figure:
         axes = figure.subplots()
-        image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.4, 0, 100))
-        for row, column in np.ndindex(counts.shape) if k <= MAX_CLASSES else ():
-            if counts[row, column]:
-                shade = "white" if share[row, column] > 30 else "black"
-                axes.text(column, row - 0.08, f"{counts[row, column]:,}", ha="center", va="center", color=shade, fontweight="bold", fontsize=8.5)
-                axes.text(column, row + 0.27, f"{share[row, column]:.1f}", ha="center", va="center", color=shade, fontsize=6.5)
-        every = -(-k // 50)
-        axes.set_xticks(range(0, k, every), [_short(name) for name in classes[::every]], rotation=90 if k > MAX_CLASSES else 40,
-                        ha="center" if k > MAX_CLASSES else "right", rotation_mode="anchor" if k <= MAX_CLASSES else "default")
-        axes.set_yticks(range(0, k, every), [_short(name) for name in classes[::every]])
+        norm = PowerNorm(0.4, 0, 100)  # stretched at the low end, so that single errors show
+        axes.imshow(share[cells], cmap="Blues", norm=norm)
+        for (y, x), n in np.ndenumerate(counts[cells]):
+            part = share[cells][y, x]
+            ink = "white" if part > 30 else "black"
+            words = f"{n:,}\n{part:.1f} %" if n else ""
+            axes.text(x, y, words, ha="center", va="center", color=ink, fontsize=7)
+        names = [short(classes[i]) for i in shown]
+        axes.set_xticks(range(k), names, rotation=40, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(k), names)
         axes.set(xlabel="predicted class", ylabel="true class")
         axes.grid(False)
-        axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
-        bar = figure.colorbar(image, shrink=0.6, ticks=[0, 1, 5, 20, 50, 100], label="percent of the true class")
-        bar.outline.set_visible(False)
 
 
-def reliability(scores: Mapping[str, Any], path: Path, title: str) -> None:
-    """Saves the reliability diagram over the counts of its bins.
-
-    Args:
-        scores: top1, nll, brier, and calibration with ece, edges (B + 1,), and count, confidence and accuracy (B,) of each bin.
-    """
-    table = scores["calibration"]
-    numbers = (f"ECE {table['ece']:.2%}", f"NLL {scores['nll']:.4f}", f"mean confidence {table['mean_confidence']:.2%}", f"top-1 {scores['top1']:.2%}")
-    edges, count, confidence, accuracy = (np.asarray(table[key]) for key in ("edges", "count", "confidence", "accuracy"))
-    used, middles, width = count > 0, (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
-    ends = np.array([ends for ends in table["accuracy_interval_95"] if ends])
-    with new_figure(path, title, (6.2, 6.0)) as figure:
+def reliability(result: Result, folder: Path) -> None:
+    """Saves the reliability diagram over the counts of its bins."""
+    table = result["calibration"]
+    used = np.flatnonzero(table["count"])
+    columns = ("edges", "count", "confidence", "accuracy")
+    left, count, confidence, accuracy = (np.array(table[key])[used] for key in columns)
+    ends = np.array([table["accuracy_interval_95"][i] for i in used])
+    numbers = f"ECE {percent(table['ece'])}, mean confidence {percent(table['mean_confidence'])}"
+    title = f"Is it as sure as it is right?\n{result['title']}"
+    bars = {"width": 1 / table["bins"], "align": "edge", "edgecolor": "white"}
+    with new_figure(folder / "reliability.png", title, (6.2, 6.4)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1.2, label="accuracy = confidence", zorder=1)
-        upper.bar(middles[used], accuracy[used], 0.94 * width, color=VAL, alpha=0.22, label="accuracy in the bin")
-        upper.errorbar(confidence[used], accuracy[used], yerr=np.abs(ends.T - accuracy[used]), fmt="o", markersize=5, **{**SURE, "color": VAL},
-                       label="the same at its mean confidence,\nwith its 95 % interval")
-        upper.set(ylabel="accuracy", ylim=(0, 1.02))
-        upper.legend(loc="upper left", fontsize=8)
-        upper.text(0.97, 0.05, "\n".join(numbers), transform=upper.transAxes, ha="right", va="bottom", linespacing=1.5,
-                   bbox={"facecolor": "white", "edgecolor": "#CCCCCC", "boxstyle": "round,pad=0.5"})
-        lower.bar(middles[used], count[used], 0.94 * width, color=MUTED)
-        lower.set(xlabel="confidence (probability of the predicted class)", ylabel="images", xlim=(0, 1), yscale="log")
-        lower.set_ylim(0.7, None)
+        upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1.2, label="as sure as right")
+        upper.bar(left, accuracy, color="#BFDCEC", label="accuracy of a bin", **bars)
+        reach = np.abs(ends.T - accuracy)
+        label = "its 95 % interval, at its mean confidence"
+        upper.errorbar(confidence, accuracy, reach, fmt="o", color=VAL, capsize=2, label=label)
+        upper.set(title=numbers, ylabel="accuracy", ylim=(0, 1.02))
+        lower.bar(left, count, color=MUTED, **bars)
+        lower.set(xlabel="confidence: the probability of the predicted class", ylabel="images")
+        lower.set(xlim=(0, 1), yscale="log", ylim=(0.7, None))
         figure.align_ylabels()
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
 
-def class_bars(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Saves recall of every class as bars with 95 % intervals, precision as a mark; best recall first.
-
-    Args:
-        rows: class, precision, recall, recall_interval_95 (None without images) and support; fractions.
-    """
-    rows = sorted(rows, key=lambda row: row["recall"])
-    recall, precision = (np.array([100 * row[key] for row in rows]) for key in ("recall", "precision"))
-    ends = np.array([100 * np.array(row["recall_interval_95"] or (row["recall"],) * 2) for row in rows])
-    with new_figure(path, title, (7.5, 1.3 + 0.33 * len(rows))) as figure:
+def class_bars(result: Result, folder: Path) -> None:
+    """Saves recall of classes as bars with 95 % intervals, precision as a mark; best on top."""
+    rows = best_and_worst(result["per_class"])
+    at, recall = np.arange(len(rows)), np.array([row["recall"] for row in rows])
+    ends = np.array([row["recall_interval_95"] for row in rows])
+    precision = np.array([row["precision"] for row in rows], float)  # nan: never predicted
+    names = [f"{short(row['class'])}  {percent(row['recall'], 1)}" for row in rows]
+    what = f"How much of a class is found, {len(rows)} of {len(result['per_class']):,} classes"
+    title, size = f"{what}\n{result['title']}", (7, 1.6 + 0.33 * len(rows))
+    with new_figure(folder / "per_class.png", title, size) as figure:
         axes = figure.subplots()
-        at = np.arange(len(rows))
-        bars = axes.barh(at, recall, color="#5BA3D0", height=0.66, label="recall: the share of the class that is found")
-        ranges = axes.errorbar(recall, at, xerr=np.abs(ends.T - recall), fmt="none", label="its 95 % interval", **SURE)
-        (marks,) = axes.plot(precision, at, "|", color=ACCENT, markersize=15, markeredgewidth=3, label="precision: the share of its predictions that is right")
-        for i, row in enumerate(rows):
-            axes.text(101, i, f"{row['recall']:.1%}", va="center", fontsize=8)
-        axes.set_yticks(at, [_short(row["class"]) for row in rows])
-        axes.set(xlabel="percent", xlim=(0, 100), ylim=(-0.6, len(rows) - 0.4))
+        axes.barh(at, 100 * recall, color="#5BA3D0", height=0.66, label="recall: the share found")
+        style = {"fmt": "none", "color": "black", "elinewidth": 1, "capsize": 2.5}
+        reach = 100 * np.abs(ends.T - recall)
+        axes.errorbar(100 * recall, at, xerr=reach, label="its 95 % interval", **style)
+        label = "precision: the share of its predictions that is right"
+        axes.plot(100 * precision, at, "|", color=ACCENT, ms=15, mew=3, label=label)
+        axes.set_yticks(at, names)
+        axes.set(xlabel="percent", xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6))
         axes.grid(False, axis="y")
-        axes.tick_params(axis="y", length=0)
-        figure.legend(handles=[bars, ranges, marks], loc="outside lower center", ncols=3, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
 
-def error_gallery(images: np.ndarray, rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Saves errors as tiles `T: airplane → P: ship` with index, loss and the two highest probabilities.
+def faithfulness(result: Result, folder: Path) -> None:
+    """Saves deletion and insertion curves of every kind of map, and below each the areas compared."""
+    test = result["faithfulness"]
+    fraction = 100 * np.array(test["fraction"])
+    where = result["gradcam"]["where"]
+    note = f"Means over {test['images']:,} images with 95 % intervals. {where}."
+    title = f"Do the heat maps show what decides?\n{result['title']}"
+    better = {"deletion": "lower is better", "insertion": "higher is better"}
+    with new_figure(folder / "faithfulness.png", title, (8.4, 6.4), note) as figure:
+        panels = figure.subplots(2, 2, height_ratios=(2.4, 1))
+        for (upper, lower), way in zip(panels.T, better):
+            for at, (kind, (label, colour)) in enumerate(KINDS.items()):
+                mean, low, high = _ends(test["curves"][kind][way])
+                upper.plot(fraction, mean, ".-", color=colour, label=label)
+                upper.fill_between(fraction, low, high, color=colour, alpha=0.18, linewidth=0)
+                if kind != "gradcam":
+                    mean, low, high = _ends(test["differences"]["all"][kind][way])
+                    reach = [[mean - low], [high - mean]]
+                    lower.errorbar(mean, at, xerr=reach, fmt="o", color=colour, capsize=4)
+            upper.set(title=f"{way}: {better[way]}", xlim=(0, 100), ylim=(0, 1))
+            upper.set(xlabel="pixels changed, hottest first (%)")
+            upper.set(ylabel="probability of the predicted class")
+            lower.axvline(0, color="black", linewidth=1)
+            lower.set_yticks([1, 2], ["random maps", "centre"])
+            lower.set(title=f"area, Grad-CAM minus the other: {better[way]}", ylim=(0.4, 2.6))
+            lower.margins(x=0.3)
+        panels[0, 0].legend(loc="upper right")
+
+
+def _ends(found: Result) -> list[np.ndarray]:
+    """Mean, low and high as arrays, nan where unknown."""
+    return [np.array(found[key], float) for key in ("mean", "low", "high")]
+
+
+def cases(
+    result: Result, folder: Path, figure: str, images: np.ndarray, maps: Sequence[np.ndarray]
+) -> None:
+    """Saves one of CASES: the images of `result["shown"][figure]` with their heat maps.
 
     Args:
         images: (N, 3, H, W) uint8.
-        rows: true, predicted, second, index, loss, confidence and second_confidence of each image.
+        maps: (N, h, w) in [0, 1] each, the evidence for the true and for the predicted class.
     """
-    tiles = [[enlarge(image, 256)] for image in images]
-    with _strips(tiles, 5, path, title, below=0.33) as (axes, places):
-        for (x, y), row in zip(places, rows):
-            true, predicted, second = (_short(row[key], 12) for key in ("true", "predicted", "second"))
-            axes.text(x, y, f"T: {true} → P: {predicted}", ha="center", va="top", fontsize=7, fontweight="bold")
-            axes.text(x, y + 0.07, f"index {row['index']:,} · loss {row['loss']:.2f}\n{predicted} {row['confidence']:.1%} · {second} "
-                      f"{row['second_confidence']:.1%}", ha="center", va="top", fontsize=6.8, color="#333333", linespacing=1.4)
+    parts = []
+    for row, image, true_map, predicted_map in zip(result["shown"][figure], images, *maps):
+        true, predicted = short(row["true"], 10), short(row["predicted"], 10)
+        sure = percent(row["confidence"], 1)
+        place = f"index {row['name']}" if row["name"].isdecimal() else row["name"][-24:]
+        pictures = explained(image, predicted_map)
+        if figure == "errors":
+            second = f"{short(row['second'], 10)} {percent(row['second_confidence'], 1)}"
+            words = f"T: {true} → P: {predicted}\n{sure}, {second}\n{place}, loss {row['loss']:.2f}"
+            parts.append((pictures[:1], (), words))
+        elif figure == "gradcam_right":
+            parts.append((pictures, (), f"{true} {sure}, {place}"))
+        else:
+            pictures[1] = explained(image, true_map)[2]
+            heads = ("image", f"{true}: true", f"{predicted}: predicted")
+            parts.append((pictures, heads, f"T: {true} → P: {predicted} {sure}, {place}"))
+    what, columns = CASES[figure]
+    note = "" if figure == "errors" else f"{result['gradcam']['where']}.\n{HEAT_NOTE}"
+    strips(parts, columns, folder / f"{figure}.png", f"{what}\n{result['title']}", note)
 
 
-def cam_grid(images: np.ndarray, maps: np.ndarray, labels: np.ndarray, classes: Sequence[str], path: Path, title: str, note: str) -> None:
-    """Saves image, heat map and overlay of up to three images a class, one row a class, at most 20 classes.
+def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: str = "") -> None:
+    """Saves strips of pictures, an inch each, with words above and below; `columns` strips a row."""
+    columns = min(columns, len(parts))
+    rows = -(-len(parts) // columns)
+    wide = 0.25 + max(len(pictures) for pictures, _, _ in parts)
+    lines = max(caption.count("\n") + bool(heads) for _, heads, caption in parts)
+    high = 1.25 + 0.14 * lines
+    size = (1.1 * columns * wide, 1.1 * rows * high + 0.6 + 0.4 * bool(note))
+    with new_figure(path, title, size, note) as figure:
+        axes = figure.subplots()
+        for number, (pictures, heads, caption) in enumerate(parts):
+            x, y = number % columns * wide, number // columns * high
+            for i, picture in enumerate(pictures):
+                axes.imshow(picture, extent=(x + i, x + i + 0.97, y + 0.97, y))
+            for i, head in enumerate(heads):
+                axes.text(x + i + 0.48, y - 0.03, head, ha="center", fontsize=7)
+            axes.text(x, y + 1, caption, va="top", fontsize=7, linespacing=1.3)
+        axes.set(xlim=(0, columns * wide), ylim=(rows * high - 0.1, -0.15), aspect="equal")
+        axes.axis("off")
+
+
+def explained(image: np.ndarray, heat: np.ndarray, px: int = 160) -> list[np.ndarray]:
+    """Image, heat map and overlay, (px, px, 3) uint8 each; grey where no place stands out.
+
+    In the overlay the picture fades where the map is hot. Heat counts from the map's weakest
+    place, so that a map that is warm all over does not hide the picture.
 
     Args:
-        images: (N, 3, H, W) uint8; maps (N, h, w) in [0, 1]; labels (N,) that index `classes`.
-        note: the line below, such as the layer and the size of its map.
+        image: (3, H, W) uint8; heat (h, w) in [0, 1].
     """
-    shown = [k for k in range(len(classes)) if k in labels][:MAX_CLASSES]
-    picked = [np.flatnonzero(labels == k)[:3] for k in shown]
-    columns = max(map(len, picked))
-    tiles = [[_pictures(images[i], maps[i], 112) for i in row] + [[]] * (columns - len(row)) for row in picked]
-    with _strips([tile for row in tiles for tile in row], columns, path, title, note, ("image", "heat map", "overlay")) as (axes, _):
-        axes.set_yticks(np.arange(len(shown)) + 0.5, [_short(classes[k]) for k in shown])
+    plain = np.ascontiguousarray(image.transpose(1, 2, 0))
+    # Lanczos, so that a small picture can be recognised.
+    plain = cv2.resize(plain, (px, px), interpolation=cv2.INTER_LANCZOS4)
+    heat = cv2.resize(np.ascontiguousarray(heat, np.float32), (px, px))
+    above = (heat - heat.min()).clip(0, 1)
+    if above.max() < EVEN:
+        grey = plain.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
+        return [plain, np.full_like(plain, 190), grey]
+    colour = cv2.applyColorMap((255 * above).astype(np.uint8), cv2.COLORMAP_INFERNO)
+    colour = colour[:, :, ::-1]  # OpenCV gives BGR
+    share = 0.75 * above[:, :, None]
+    return [plain, colour, ((1 - share) * plain + share * colour).astype(np.uint8)]
 
 
-def cam_pairs(images: np.ndarray, true_maps: np.ndarray, predicted_maps: np.ndarray, rows: Sequence[Mapping[str, Any]], path: Path, title: str,
-              note: str, halved: bool = False) -> None:
-    """Saves errors with the evidence for the true class beside that for the predicted one.
-
-    Args:
-        images: (N, 3, H, W) uint8; maps (N, h, w) in [0, 1].
-        rows: true, predicted, index and confidence of each image.
-        halved: draw the line between the upper and the lower half.
-    """
-    px = 150
-    tiles = [[enlarge(image, px), _pictures(image, a, px)[2], _pictures(image, b, px)[2]] for image, a, b in zip(images, true_maps, predicted_maps)]
-    for tile in tiles if halved else ():
-        for picture in tile[1:]:
-            picture[px // 2 - 1 : px // 2 + 1, np.arange(px) // 6 % 2 == 0] = 255
-    with _strips(tiles, 2, path, title, note, ("image", "true class", "predicted class"), below=0.2) as (axes, places):
-        for (x, y), row in zip(places, rows):
-            axes.text(x, y, f"T: {_short(row['true'])} → P: {_short(row['predicted'])} ({row['confidence']:.1%}), index {row['index']:,}",
-                      ha="center", va="top", fontsize=7.5)
-
-
-def faithfulness(result: Mapping[str, Any], path: Path, title: str, note: str) -> None:
-    """Saves deletion and insertion curves of every kind of map with 95 % bands, and the areas' differences to Grad-CAM.
-
-    Args:
-        result: `fraction`, `curves` and `differences` as in analysis.json; intervals may be None.
-    """
-    percent = 100 * np.asarray(result["fraction"])
-    with new_figure(path, title, (11, 3.9), f"Mean over {result['images']} images with 95 % intervals. {note}") as figure:
-        panels = figure.subplots(1, 3, width_ratios=(1, 1, 0.9))
-        for axes, name, verb in zip(panels, ("deletion", "insertion"), ("deleted", "inserted")):
-            for kind, (label, colour) in KINDS.items():
-                curve = result["curves"][kind][name]
-                axes.plot(percent, curve["mean"], ".-", color=colour, label=label)
-                if None not in curve["low"]:
-                    axes.fill_between(percent, curve["low"], curve["high"], color=colour, alpha=0.18, linewidth=0)
-            better = "a lower curve is better" if name == "deletion" else "a higher curve is better"
-            axes.set(title=f"{name}: {better}", xlabel=f"pixels {verb}, hottest first (%)", ylabel="probability of the predicted class", xlim=(0, 100), ylim=(0, 1))
-        panels[0].legend(loc="upper right")
-        _differences(panels[2], result["differences"]["all"])
-
-
-def _differences(axes: Axes, differences: Mapping[str, Any]) -> None:
-    """Areas of Grad-CAM minus those of each control as points with intervals."""
-    names = [(name, control) for name in ("insertion", "deletion") for control in ("centre", "random")]
-    for at, (name, control) in enumerate(names):
-        found, colour = differences[control][name], KINDS[control][1]
-        known = found["low"] is not None
-        axes.errorbar(found["mean"], at, xerr=[[found["mean"] - found["low"]], [found["high"] - found["mean"]]] if known else None,
-                      fmt="o", color=colour, elinewidth=2, capsize=4)
-        axes.annotate(f"{found['mean']:+.3f}".replace("-", "−"), (found["mean"], at), (0, 7), textcoords="offset points", ha="center", fontsize=8,
-                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5})
-    axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(names)), [f"{name},\nagainst {KINDS[control][0]}" for name, control in names], fontsize=8)
-    axes.set(title="difference of areas", xlabel="better: deletion < 0, insertion > 0", ylim=(-0.5, len(names) - 0.3))
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.margins(x=0.15)
-    axes.grid(False, axis="y")
-
-
-def enlarge(image: np.ndarray, px: int) -> np.ndarray:
-    """(3, H, W) uint8 as (px, px, 3): Lanczos, so that a small picture can be recognised."""
-    return cv2.resize(np.ascontiguousarray(image.transpose(1, 2, 0)), (px, px), interpolation=cv2.INTER_LANCZOS4)
-
-
-def _pictures(image: np.ndarray, heat: np.ndarray, px: int) -> list[np.ndarray]:
-    """Image, heat map and overlay, (px, px, 3) uint8 each; in the overlay the picture fades where the map is hot."""
-    plain = enlarge(image, px)
-    heat = np.clip(cv2.resize(np.ascontiguousarray(heat, np.float32), (px, px), interpolation=cv2.INTER_LINEAR), 0, 1)
-    colour = cv2.applyColorMap((255 * heat + 0.5).astype(np.uint8), cv2.COLORMAP_INFERNO)[:, :, ::-1]
-    share = 0.75 * heat[:, :, None]
-    return [plain, np.ascontiguousarray(colour), ((1 - share) * plain + share * colour + 0.5).astype(np.uint8)]
-
-
-@contextmanager
-def _strips(tiles: Sequence[Sequence[np.ndarray]], columns: int, path: Path, title: str, note: str = "", heads: Sequence[str] = (),
-            below: float = 0.0) -> Iterator[tuple[Axes, list[tuple[float, float]]]]:
-    """Axes with strips of equal pictures side by side, `columns` strips a row, and the points below each strip's middle.
-
-    Args:
-        tiles: strips of (px, px, 3) pictures; an empty one stays white.
-        heads: words above the pictures of the first row.
-        below: white under a strip, as a share of its height.
-    """
-    columns = min(columns, len(tiles))
-    px, count = tiles[0][0].shape[0], len(tiles[0])
-    rows, width = -(-len(tiles) // columns), count * (px + GAP) + (GAP if count > 1 else 0)
-    canvas = np.full((rows * columns, px, width, 3), 255, np.uint8)
-    for cell, tile in zip(canvas, tiles):
-        for i, picture in enumerate(tile):
-            cell[:, i * (px + GAP) : i * (px + GAP) + px] = picture
-    middles = [(i * (px + GAP) + px / 2) / (width + 2) for i in range(count)]
-    with mosaic(path, title, canvas.transpose(0, 3, 1, 2).reshape(rows, columns, 3, px, width), px, below) as axes:
-        for i, head in enumerate(heads):
-            for column in range(columns):
-                axes.text(column + middles[i], -0.03, head, ha="center", va="bottom", fontsize=7.5, color=MUTED)
-        axes.set_title(title, fontsize=11, fontweight="bold", pad=18 if heads else 6)
-        axes.set_xlabel(f"{note}\n{HEAT_NOTE}" if heads else "", fontsize=7, color=MUTED)
-        middle, bottom = (middles[0] + middles[-1]) / 2, px * 1.03 / (px + 2 + round(below * px))
-        yield axes, [(i % columns + middle, i // columns + bottom) for i in range(len(tiles))]
-
-
-def _short(name: str, most: int = 18) -> str:
-    """A class name that fits."""
+def short(name: str, most: int = 18) -> str:
+    """A name that fits."""
     return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,154 +1,175 @@
-"""What the numbers of an analysis say, in words: findings, and the verdicts on what the first study claimed."""
+"""What the numbers of an analysis say: findings, and verdicts on the first report's claims.
+
+Each finding is a plain sentence with its statistics in brackets. Better, worse, surer and the like
+need a 95 % interval wholly on one side.
+"""
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-
+from common.words import count, number, percent
 
 Result = Mapping[str, Any]
-CONTROLS = {"random": "random maps", "centre": "the centre prior"}
+Claim = tuple[str, str, str]  # the claim, confirmed | refuted | open, the numbers
+CONTROLS = {"random": "chance", "centre": "the image's centre"}
+JUDGED = {
+    2: "better than",
+    1: "better by one of two measures than",
+    0: "no better than",
+    -1: "worse by one of two measures than",
+    -2: "worse than",
+}
 
 
 def findings(result: Result) -> list[str]:
-    """What the numbers say, in sentences: accuracy, classes, confusions, confidence, and whether heat maps can be believed."""
-    n, errors, (low, high) = result["images"], result["errors"], result["interval_95"]
-    words = [f"Top-1 is {result['top1']:.2%} (95 % interval {low:.2%} to {high:.2%}): {errors:,} errors in {n:,} images{_drawn(result)}."]
-    if errors:
+    """Sentences on accuracy, classes, confusions, confidence, and what the heat maps are worth."""
+    words = [_accuracy(result)]
+    if result["errors"]:
         words += [_classes(result), _confusions(result)]
-    return [*words, confidence(result["calibration"]), *faithful(result)]
+    return [*words, _confidence(result["calibration"]), _faithful(result["faithfulness"])]
 
 
-def _drawn(result: Result) -> str:
-    """A reminder where the images were drawn by code."""
-    return ", all of them synthetic" if result["synthetic"] else ""
-
-
-def _classes(result: Result) -> str:
-    """The two classes found best and the two found worst."""
-    rows = sorted((row for row in result["per_class"] if row["support"]), key=lambda row: -row["recall"])
-    few = min(2, len(rows) // 2)
-    if not few:
-        return f"Only one class occurs: {rows[0]['class']}, recall {rows[0]['recall']:.1%}."
-    best, worst = (", ".join(f"{row['class']} {row['recall']:.1%}" for row in some) for some in (rows[:few], rows[: -few - 1 : -1]))
-    return f"Recall is highest for {best}, lowest for {worst}."
-
-
-def _confusions(result: Result) -> str:
-    """The most frequent pair, its two directions, and the next pairs."""
-    pairs, directions = result["most_confused_pairs"], {(one["true"], one["predicted"]): one["images"] for one in result["most_confused"]}
-    (a, b), images = pairs[0]["classes"], pairs[0]["images"]
-    ways = ", ".join(f"{t} → {p} {directions[t, p]}" for t, p in ((a, b), (b, a)) if (t, p) in directions)
-    others = ", ".join(f"{' and '.join(pair['classes'])} ({pair['images']})" for pair in pairs[1:3])
-    return (f"Most confused are {a} and {b}: {images} errors ({ways}), {images / result['errors']:.1%} of all" + (f"; then {others}." if others else "."))
-
-
-def confidence(table: Mapping[str, Any]) -> str:
-    """Over- or under-confident, or neither beyond chance."""
-    gap, sure = table["overconfidence"], f"mean confidence is {table['mean_confidence']:.2%}, ECE {table['ece']:.2%}"
-    side = _side(gap)
-    if side == 0:
-        return f"No measurable over- or under-confidence: {sure}; confidence minus accuracy is {_points(gap)}."
-    return f"The network is {'over' if side > 0 else 'under'}-confident: {sure}; confidence minus accuracy is {_points(gap)}."
-
-
-def faithful(result: Result) -> list[str]:
-    """One sentence for each control that Grad-CAM was compared with."""
-    words, test = [], result["faithfulness"]
-    for control, name in CONTROLS.items():
-        by = test["differences"]["all"][control]
-        words.append(f"Grad-CAM against {name}, {test['images']} images: {_judge(by)}; {_areas(by)}.")
+def _accuracy(result: Result) -> str:
+    """How many images are named rightly; balanced accuracy too where classes are uneven."""
+    low, high = map(percent, result["interval_95"])
+    images = count(result["images"], f"{'synthetic ' * result['synthetic']}{result['split']} image")
+    words = (
+        f"It names {percent(result['top1'])} of {images} rightly "
+        f"({count(result['errors'], 'error')}; 95 % interval {low} to {high})."
+    )
+    if is_uneven(result):
+        words += f" Classes are uneven: balanced accuracy is {percent(result['balanced_top1'])}."
     return words
 
 
-def _judge(by: Mapping[str, Any]) -> str:
-    """Whether Grad-CAM beats a control: deletion should fall and insertion rise."""
-    sides = -_side(by["deletion"]), _side(by["insertion"])
-    if sides == (0, 0):
-        return "no measurable difference"
-    if min(sides) >= 0:
-        return "more faithful" + ("" if min(sides) else f" by {'deletion' if sides[0] else 'insertion'}, no measurable difference by the other measure")
-    return "less faithful" if max(sides) <= 0 else "more faithful by one measure, less by the other"
+def is_uneven(result: Result) -> bool:
+    """Whether one class has half as many images again as another."""
+    sizes = [row["support"] for row in result["per_class"]]
+    return max(sizes) > 1.5 * min(sizes)
 
 
-def _areas(by: Mapping[str, Any]) -> str:
-    """Both differences of areas with their intervals."""
-    return ", ".join(f"{name} area {_signed(by[name]['mean'], '+.3f')}{in_brackets(by[name], '+.3f')}" for name in ("deletion", "insertion") if by[name]["n"])
+def _classes(result: Result) -> str:
+    """The classes found best and worst."""
+    rows = [row for row in result["per_class"] if row["support"]]
+    rows.sort(key=lambda row: -row["recall"])
+    named = [f"{row['class']} {percent(row['recall'], 1)}" for row in rows]
+    return f"Found best: {', '.join(named[:2])}; least often: {', '.join(named[:-3:-1])}."
 
 
-def claims(result: Result) -> list[tuple[str, str, str]]:
-    """(claim of the first study, confirmed | refuted | open, the numbers), for CIFAR-10's classes alone.
+def _confusions(result: Result) -> str:
+    """The pairs that are confused most."""
+    pairs = result["most_confused_pairs"][:3]
+    named = [f"{' and '.join(pair['classes'])} ({count(pair['images'], 'error')})" for pair in pairs]
+    return f"Most confused: {', '.join(named)}."
 
-    Confirmed and refuted need a 95 % interval wholly on one side; what it leaves undecided is open.
+
+def _confidence(table: Result) -> str:
+    """Whether it is as sure as it is right."""
+    gap = table["overconfidence"]
+    sure = ("as sure as", "surer than", "less sure than")[_side(gap)]
+    return (
+        f"It is {sure} it is right (mean confidence {percent(table['mean_confidence'])}, "
+        f"minus accuracy {span(gap, 2, 100)} points; ECE {percent(table['ece'])})."
+    )
+
+
+def _faithful(test: Result) -> str:
+    """Whether heat maps show what decides, against each control."""
+    by = test["differences"]["all"]
+    opening = "point at what decides" if sum(_sides(by["random"])) > 0 else "do not show what decides"
+    judged = [f"{JUDGED[sum(_sides(by[key]))]} {name}" for key, name in CONTROLS.items()]
+    images = count(test["images"], "image")
+    return f"The heat maps {opening}: {', '.join(judged)} ({images}; {_areas(by)})."
+
+
+def _sides(by: Result) -> tuple[int, int]:
+    """For deletion and insertion: 1 where Grad-CAM beats the control, -1 where it is beaten."""
+    return -_side(by["deletion"]), _side(by["insertion"])
+
+
+def _areas(by: Result) -> str:
+    """Differences of areas to both controls with their intervals."""
+    return "; ".join(
+        f"areas against {name}: deletion {span(by[key]['deletion'])}, "
+        f"insertion {span(by[key]['insertion'])}"
+        for key, name in CONTROLS.items()
+    )
+
+
+def claims(result: Result) -> list[Claim]:
+    """(claim of the first report, confirmed | refuted | open, the numbers).
+
+    Only for CIFAR-10's whole test set, of which the first report spoke. Confirmed and refuted need
+    a 95 % interval wholly on one side; what it leaves undecided is open.
     """
-    return [_vehicles(result), _cat_and_dog(result), _birds(result), _planes(result)] if result["is_cifar10"] else []
+    if not (result["is_cifar10"] and result["split"] == "test" and result["images"] == 10_000):
+        return []
+    return [_vehicles(result), _cat_and_dog(result), _birds(result), _planes(result)]
 
 
-def _vehicles(result: Result) -> tuple[str, str, str]:
-    """Cars and trucks above 97 %."""
-    rows = [row for row in result["per_class"] if row["class"] in ("automobile", "truck") and row["support"]]
-    ends = [row["recall_interval_95"] for row in rows]
-    sure = len(rows) == 2 and min(low for low, _ in ends) > 0.97
-    verdict = "confirmed" if sure else "refuted" if any(high < 0.97 for _, high in ends) else "open"
-    shown = (f"{row['class']} {row['recall']:.1%} ({low:.1%} to {high:.1%})" for row, (low, high) in zip(rows, ends))
-    return "Automobiles and trucks are recognised above 97 %", verdict, f"Recall: {', '.join(shown) or 'no such image'}."
+def _vehicles(result: Result) -> Claim:
+    """Cars and trucks above 97 %: the worse of the two decides."""
+    rows = [row for row in result["per_class"] if row["class"] in ("automobile", "truck")]
+    lows, highs = zip(*(row["recall_interval_95"] for row in rows))
+    side = _side({"low": min(lows), "high": min(highs)}, 0.97)
+    shown = ", ".join(f"{row['class']} {percent(row['recall'], 1)}" for row in rows)
+    claim = "Automobiles and trucks are recognised above 97 %"
+    return claim, _verdict([side]), f"Recall: {shown}."
 
 
-def _cat_and_dog(result: Result) -> tuple[str, str, str]:
-    """Cat and dog the main confusion; two counts differ beyond chance where their difference exceeds 1.96 of its deviation."""
-    cat, dog, counts = result["classes"].index("cat"), result["classes"].index("dog"), result["confusion"]
-    own = counts[cat][dog] + counts[dog][cat]
-    other = next((pair for pair in result["most_confused_pairs"] if set(pair["classes"]) != {"cat", "dog"}), {"classes": ("any", "other"), "images": 0})
-    z = (own - other["images"]) / max(1, own + other["images"]) ** 0.5
-    return "Cat and dog are the main confusion", "open" if abs(z) <= 1.96 else "confirmed" if z > 0 else "refuted", (
-        f"{own} of {result['errors']:,} errors are between cat and dog; {' and '.join(other['classes'])}, the largest other pair: {other['images']}.")
+def _cat_and_dog(result: Result) -> Claim:
+    """Cat and dog the main confusion: two counts differ where they lie 1.96 deviations apart."""
+    pairs = {frozenset(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]}
+    own = pairs.pop(frozenset(("cat", "dog")), 0)
+    other = max(pairs.values(), default=0)
+    reach = 1.96 * (own + other) ** 0.5
+    side = _side({"low": own - other - reach, "high": own - other + reach})
+    numbers = f"{own} errors are between cat and dog, {other} between the largest other pair."
+    return "Cat and dog are the main confusion", _verdict([side]), numbers
 
 
-def _birds(result: Result) -> tuple[str, str, str]:
+def _birds(result: Result) -> Claim:
     """A bird's heat on its body, tested by what removing it does."""
-    test = result["faithfulness"]["differences"]["bird"]
-    sides = [side for control in CONTROLS for side in (-_side(test[control]["deletion"]), _side(test[control]["insertion"]))]
-    against = " ".join(f"Against {name}: {_areas(test[control])}." for control, name in CONTROLS.items() if test[control]["deletion"]["n"])
-    return "A bird's heat marks what decides (its body, not branches behind it)", _verdict(sides), (
-        f"CIFAR-10 has no outlines of its birds, so this is tested by what removing the heat does, on {test['random']['deletion']['n']} birds: it must "
-        f"do more than removing random places, and more than removing the middle. {against}".rstrip())
+    by = result["faithfulness"]["differences"]["bird"]
+    numbers = (
+        "CIFAR-10 has no outlines of its birds, so this is tested by what removing the heat does: "
+        f"more than removing random places or the middle? "
+        f"({count(by['random']['deletion']['n'], 'bird')}; {_areas(by)})"
+    )
+    sides = _sides(by["random"]) + _sides(by["centre"])
+    return "A bird's heat lies on what decides, its body, not on branches", _verdict(sides), numbers
 
 
-def _planes(result: Result) -> tuple[str, str, str]:
+def _planes(result: Result) -> Claim:
     """A plane taken for a ship because of the lower half of the image."""
-    claim, test = "A plane is taken for a ship because of the (blue) lower half of the image", result["planes_as_ships"]
-    heat, drop = test["heat_below"], test["drop"]
-    if not heat["predicted"]["n"]:
-        return claim, "open", f"{test['images']} planes were taken for ships, none with a heat map for both classes."
-    sides = _side(heat["predicted"], 0.5), _side(drop["difference"])
-    share = {key: f"{heat[key]['mean']:.1%}{in_brackets(heat[key], '.1%')}" for key in ("predicted", "true")}
-    return claim, _verdict(sides), (
-        f"{test['images']} planes were taken for ships. In the lower half lies {share['predicted']} of the heat for ship and {share['true']} of that for "
-        f"airplane. Blanking the lower half takes {drop['lower']['mean']:.1%} off the probability of ship, the upper half {drop['upper']['mean']:.1%}; "
-        f"the difference is {_points(drop['difference'])}. {'The two tests disagree. ' if sum(sides) == 0 != sides[0] else ''}Colour itself was not tested.")
+    planes = result["planes_as_ships"]
+    below = planes["heat_below"]["predicted"]
+    mean, low, high = (percent(below[key], 1) for key in ("mean", "low", "high"))
+    numbers = (
+        f"{count(planes['images'], 'plane')} taken for ships; in the lower half lies {mean} of the "
+        f"heat for ship ({low} to {high}). Colour itself was not tested."
+    )
+    claim = "A plane is taken for a ship because of the (blue) lower half of the image"
+    return claim, _verdict([_side(below, 0.5)]), numbers
 
 
 def _verdict(sides: Sequence[int]) -> str:
     """All measures for the claim, or some against it and none for it, or neither."""
-    return "confirmed" if min(sides) > 0 else "refuted" if min(sides) < 0 >= max(sides) else "open"
+    if min(sides) > 0:
+        return "confirmed"
+    return "refuted" if min(sides) < 0 >= max(sides) else "open"
 
 
-def _side(found: Mapping[str, Any], zero: float = 0.0) -> int:
+def _side(found: Result, zero: float = 0.0) -> int:
     """1 or -1 where the whole interval lies above or below `zero`, else 0."""
     if found["low"] is None:
         return 0
     return (found["low"] > zero) - (found["high"] < zero)
 
 
-def _signed(value: float, form: str) -> str:
-    """A number with a true minus sign."""
-    return format(value, form).replace("-", "−")
-
-
-def in_brackets(found: Mapping[str, Any], form: str) -> str:
-    """The ends of an interval in brackets."""
-    return " (one image)" if found["low"] is None else f" ({_signed(found['low'], form)} to {_signed(found['high'], form)})"
-
-
-def _points(found: Mapping[str, Any]) -> str:
-    """A difference of fractions with its interval, in percentage points."""
-    scaled = {key: None if found[key] is None else 100 * found[key] for key in ("mean", "low", "high")}
-    return f"{_signed(scaled['mean'], '+.2f')} points{in_brackets(scaled, '+.2f')}"
+def span(found: Result, digits: int = 3, scale: float = 1) -> str:
+    """A mean and the ends of its interval; dashes where one image has none."""
+    shown = []
+    for key in ("mean", "low", "high"):
+        known = found[key] is not None
+        shown.append(number(scale * found[key], digits, "+").replace("-", "−") if known else "–")
+    return "{} ({} to {})".format(*shown)

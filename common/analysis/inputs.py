@@ -1,7 +1,6 @@
-"""What an analysis starts from: a checkpoint, its data, a folder, a layer."""
-import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+"""What an analysis starts from: a checkpoint, its data, a layer, a folder."""
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,118 +9,164 @@ from torch import nn
 
 from common.analysis.gradcam import default_layer, named_maps
 from common.config import Recipe, Runtime
-from common.data.sources import load_splits
-from common.data.splits import Split
+from common.data.augment import Augmentation, Preprocess
+from common.data.sources import CLASSES, load_splits
+from common.data.splits import Split, Splits
 from common.errors import InputError
-from common.files import read_json
+from common.files import read_json, write_json
+from common.training.run import load_model
 
 
-def read_card(path: str, card: Mapping[str, Any]) -> tuple[Recipe, list[str], int]:
-    """(recipe, class names, input size in pixels) of a checkpoint's self-description.
+@dataclass(frozen=True)
+class Subject:
+    """A network under analysis: its checkpoint, how images become its input, where Grad-CAM looks."""
+
+    path: Path
+    run: str  # name of the training run
+    model: nn.Module
+    card: Mapping[str, Any]
+    recipe: Recipe
+    classes: tuple[str, ...]
+    input_size: int  # pixels a side, as the network sees images
+    prepare: Preprocess
+    layer: str
+    map: tuple[int, int, int]  # (C, h, w) of the layer's output
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.recipe.model} of run {self.run}"
+
+    def describe(self) -> dict[str, Any]:
+        """What analysis.json keeps of the checkpoint."""
+        kept = {key: self.card.get(key) for key in ("source", "metrics", "recipe")}
+        return {"file": str(self.path), "run": self.run, "model": self.recipe.model, **kept}
+
+    @property
+    def where(self) -> str:
+        """Where the heat maps come from."""
+        _, h, w = self.map
+        return f"Grad-CAM at {self.layer}: a map of {h}×{w} for {self.input_size}-pixel inputs"
+
+
+def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
+    """The network of a checkpoint on `device`; `layer` None is the deepest with a map of 4x4.
 
     Raises:
-        InputError: the description is incomplete or contradicts itself.
+        InputError: no readable checkpoint, one that contradicts itself, or no such layer.
     """
+    path = Path(ckpt).expanduser()
+    model, card = load_model(path, device)
     try:
-        recipe, size, named = Recipe(**card["recipe"]), card["image_size"] * card["resize"], card["arch"]["name"]
-        if len(card["mean"]) == len(card["std"]) == 3 and size == card["probe"]["inputs"].shape[-1] and recipe.model == named:
-            return recipe, list(map(str, card["classes"])), size
-        reason = "its recipe, its input size and its probe contradict each other"
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = str(error)
-    raise InputError(f"{path} does not describe itself ({reason}): use a best.pt that this version wrote")
+        recipe = Recipe(**card["recipe"])
+        size = card["image_size"] * card["resize"]
+        agree = size == card["probe"]["inputs"].shape[-1] and recipe.model == card["arch"]["name"]
+        problem = "" if agree else "its recipe, its input size and its probe contradict each other"
+        prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
+        prepare.clean(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device=device))
+    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        problem = str(error)
+    if problem:
+        raise InputError(
+            f"{path} does not describe itself ({problem}): use a best.pt that this version wrote"
+        )
+    chosen, shape = _pick_layer(model, size, layer)
+    folder = path.resolve().parent
+    in_run = (folder / "recipe.json").is_file()
+    run = card.get("run") or (folder.name if in_run else recipe.name())
+    classes = tuple(map(str, card["classes"]))
+    return Subject(path, run, model, card, recipe, classes, size, prepare, chosen, shape)
 
 
-def open_split(path: str, card: Mapping[str, Any], recipe: Recipe, name: str, limit: int | None, runtime: Runtime,
-               generator: torch.Generator) -> tuple[Split, str]:
-    """(images to analyse, on the CPU, and where they come from); `limit` of them are drawn with the generator.
+def _pick_layer(model: nn.Module, size: int, name: str | None) -> tuple[str, tuple[int, int, int]]:
+    """(layer, its map's (C, h, w)) for inputs of `size` pixels: the named one or the default."""
+    maps = named_maps(model, size)
+    layer = name or default_layer(model, size)
+    if layer not in maps:
+        legal = ", ".join(maps)
+        raise InputError(f"--layer {layer}: the model has no such layer; choose from {legal}")
+    return layer, maps[layer]
 
-    The data is that of --data-dir, or of the training's --data-dir if it is still there, or found as in training.
+
+def open_splits(subject: Subject, runtime: Runtime) -> Splits:
+    """The data of --data-dir, else of the training's --data-dir, else as training finds it.
 
     Raises:
-        InputError: no data, or other classes, another image size or, for val, another split than the checkpoint's.
+        InputError: no data, or data with other classes or of another image size.
     """
-    trained_on = card.get("data_dir")
-    if not runtime.data_dir and trained_on and Path(trained_on).is_dir():
-        runtime = replace(runtime, data_dir=trained_on)
-    if recipe.synthetic and runtime.data_dir:
-        raise InputError(f"--data-dir {runtime.data_dir}: {path} was trained on the drawn set, which needs no data; leave the flag out")
+    path, size = subject.path, subject.card["image_size"]
+    if subject.recipe.synthetic and runtime.data_dir:
+        raise InputError(
+            f"--data-dir {runtime.data_dir}: {path} was trained on the drawn set, "
+            "which needs no data; leave the flag out"
+        )
+    if not runtime.data_dir:
+        # What the checkpoint remembers is no flag of the user's. CIFAR-10 may have moved to where
+        # training looks for it; other data is nowhere else.
+        trained_on = subject.card.get("data_dir")
+        if trained_on and (Path(trained_on).is_dir() or subject.classes != CLASSES):
+            runtime = replace(runtime, data_dir=trained_on)
     try:
-        splits = load_splits(recipe, runtime)
+        splits = load_splits(subject.recipe, runtime)
+        if splits.image_size != size:  # brought to the size that the training had
+            splits = load_splits(replace(subject.recipe, image_size=size), runtime)
     except InputError as error:
-        if not str(error).startswith("--"):
-            raise
-        raise InputError(f"the data cannot be split as {path} was trained ({error}): give the data of its training with --data-dir") from None
-    if tuple(splits.classes) != tuple(card["classes"]):
-        raise InputError(f"{path} knows {_listed(card['classes'])}, but the data has {_listed(splits.classes)}: give data with its classes by --data-dir")
-    if splits.image_size != card["image_size"]:
-        raise InputError(f"{path} was trained on {card['image_size']}-pixel images, but the data has {splits.image_size}: give data of its size by --data-dir")
-    if name == "val" and splits.split_hash != card["split_hash"]:
-        raise InputError(f"--split val: the data gives split {splits.split_hash}, {path} held out {card['split_hash']}: give the data of its "
-                         "training with --data-dir, or use --split test")
+        raise InputError(f"the data that {path} was trained on: {error}") from None
+    if (splits.classes, splits.image_size) != (subject.classes, size):
+        raise InputError(
+            f"{path} knows {', '.join(subject.classes)} at {size} px, but the data has "
+            f"{', '.join(splits.classes)} at {splits.image_size} px: give data of its kind by "
+            "--data-dir"
+        )
+    return splits
+
+
+def pick_split(
+    subject: Subject, splits: Splits, name: str, limit: int | None, generator: torch.Generator
+) -> Split:
+    """test or val, or `limit` of its images drawn at random; says so where the data has changed.
+
+    Raises:
+        InputError: val is asked for and is not what the checkpoint's training held out.
+    """
+    card = subject.card
+    changed = card.get("identity", splits.identity) != splits.identity  # old checkpoints have none
+    if name == "val" and (changed or card["split_hash"] != splits.split_hash):
+        raise InputError(
+            f"--split val: this data does not give the val images that {subject.path} held out: "
+            "give the data of its training with --data-dir, or use --split test"
+        )
+    if changed:
+        print("this data is not the training's: its images, labels or classes differ")
     split: Split = getattr(splits, name)
     if limit is not None and limit < len(split):
-        split = split.take(torch.randperm(len(split), generator=generator)[:limit].sort().values.numpy())
-    return split, splits.source
+        chosen = torch.randperm(len(split), generator=generator)[:limit]
+        split = split.take(chosen.sort().values.numpy())
+    return split
 
 
-def _listed(classes: Sequence[str]) -> str:
-    """The number of classes and the first few names."""
-    return f"{len(classes)} classes ({', '.join(map(str, classes[:4]))}{', …' if len(classes) > 4 else ''})"
-
-
-def digest(split: Split) -> str:
-    """Hash of a split's images and labels, which tells whether two analyses saw the same."""
-    found = hashlib.sha256(split.images.numpy().tobytes())
-    found.update(split.labels.numpy().astype("<i8").tobytes())
-    return found.hexdigest()[:16]
-
-
-def open_folder(base: Path, given: str | None, name: str, request: Mapping[str, Any]) -> Path:
-    """A folder for this analysis: new, empty, or holding the same analysis, which is then written anew.
+def open_folder(runtime: Runtime, name: str, request: Mapping[str, Any]) -> Path:
+    """A folder for this analysis: new, empty, or holding the same analysis, which is written anew.
 
     Args:
-        given: the name asked for, refused where something else lies there; None: `name`, or `name-2`, `name-3`, …
-        request: what makes two analyses the same; analysis.json holds it.
+        name: used where the user gave no --name; with `-2`, `-3`, … where it is taken.
+        request: what makes two analyses the same; it is kept in the folder's request.json.
 
     Raises:
-        InputError: the folder asked for holds something else.
+        InputError: the folder that the user named holds something else.
     """
-    folder, number = base / (given or name), 1
+    base, number = Path(runtime.out).expanduser() / "analyze", 1
+    folder = base / (runtime.run_name or name)
     while folder.exists() and any(folder.iterdir()) and not _holds(folder, request):
-        if given:
+        if runtime.run_name:
             raise InputError(f"{folder} holds something else: choose another --name")
         number += 1
         folder = base / f"{name}-{number}"
-    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "request.json", request)
     return folder
 
 
 def _holds(folder: Path, request: Mapping[str, Any]) -> bool:
-    """Whether the folder's analysis.json answers this request."""
+    """Whether a folder's analysis is the one requested."""
     try:
-        return read_json(folder / "analysis.json")["request"] == request
-    except (InputError, KeyError, TypeError):
+        return read_json(folder / "request.json") == request
+    except InputError:
         return False
-
-
-def pick_layer(model: nn.Module, size: int, name: str | None) -> tuple[str, tuple[int, int, int]]:
-    """(layer, its map's (C, h, w)) for inputs of `size` pixels: the named one, else `default_layer`.
-
-    Raises:
-        InputError: no such layer; names those that there are.
-    """
-    maps = named_maps(model, size)
-    if name is not None and name not in maps:
-        raise InputError(f"--layer {name}: the model has no such layer; choose from {', '.join(maps)}")
-    try:
-        layer = name or default_layer(model, size)
-    except ValueError as error:
-        raise InputError(f"{error}, or choose a layer with --layer: {', '.join(maps)}") from None
-    return layer, maps[layer]
-
-
-def describe(path: str, card: Mapping[str, Any]) -> dict[str, Any]:
-    """What analysis.json keeps of a checkpoint."""
-    return {"file": path, "model": card["arch"]["name"], "trained_on": card.get("source"), "metrics": card.get("metrics"), "recipe": card["recipe"],
-            "split_hash": card["split_hash"], "versions": card.get("versions")}
