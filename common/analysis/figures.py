@@ -127,12 +127,12 @@ def faithfulness(result: Result, folder: Path) -> None:
                     mean, low, high = _ends(test["differences"]["all"][kind][way])
                     reach = [[mean - low], [high - mean]]
                     lower.errorbar(mean, at, xerr=reach, fmt="o", color=colour, capsize=4)
-            upper.set(title=f"{way}: {better[way]}", xlim=(0, 100), ylim=(0, 1))
+            upper.set(title=f"{way}: {better[way]}", xlim=(0, 100), ylim=(0, None))
             upper.set(xlabel="pixels changed, hottest first (%)")
             upper.set(ylabel="probability of the predicted class")
             lower.axvline(0, color="black", linewidth=1)
             lower.set_yticks([1, 2], ["random maps", "centre"])
-            lower.set(title=f"area, Grad-CAM minus the other: {better[way]}", ylim=(0.4, 2.6))
+            lower.set(title=f"areas, Grad-CAM minus control: {better[way]}", ylim=(0.4, 2.6))
             lower.margins(x=0.3)
         panels[0, 0].legend(loc="upper right")
 

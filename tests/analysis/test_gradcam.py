@@ -1,4 +1,5 @@
-"""Grad-CAM against closed forms, finite differences and a second formula in plain loops; what it must leave untouched."""
+"""Grad-CAM against closed forms, finite differences and a second formula; what it leaves alone."""
+
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -7,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.analysis.faithfulness import center_prior, deletion_insertion, random_maps
+from common.analysis.faithfulness import area, center_prior, deletion_insertion, random_maps
 from common.analysis.gradcam import default_layer, grad_cam, named_maps
 from common.models.build import build
 
@@ -15,7 +16,7 @@ SIZES = {"simple_cnn": 32, "improved_cnn": 32, "se_resnet18": 32, "efficientnet_
 
 
 class Toy(nn.Module):
-    """Two convolutions with in-place activations and dropout, then global average pooling and a linear head."""
+    """Two convolutions, in-place activations, dropout, global average pooling, a linear head."""
 
     def __init__(self, inplace: bool = True, shared: bool = False) -> None:
         super().__init__()
@@ -51,7 +52,9 @@ def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 def batch(n: int, size: int, classes: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     """(n, 3, size, size) images and (n,) targets."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 3, size, size, generator=generator), torch.randint(classes, (n,), generator=generator)
+    return torch.randn(n, 3, size, size, generator=generator), torch.randint(
+        classes, (n,), generator=generator
+    )
 
 
 def bilinear_by_hand(small: Tensor, height: int, width: int) -> Tensor:
@@ -76,15 +79,17 @@ def normalised(cam: Tensor, height: int, width: int) -> Tensor:
     return large / large.max() if large.max() > 0 else large
 
 
-def second_formula(model: nn.Module, images: Tensor, targets: Tensor, names: list[str]) -> dict[str, Tensor]:
-    """Maps of every named layer from the natural graph of one image at a time, channels weighted in a loop."""
+def second_formula(
+    model: nn.Module, images: Tensor, targets: Tensor, names: list[str]
+) -> dict[str, Tensor]:
+    """Maps of every named layer from the natural graph, an image and a channel at a time."""
     maps: dict[str, list[Tensor]] = {name: [] for name in names}
     model.eval()
     for image, target in zip(images, targets.tolist()):
         kept: dict[str, Tensor] = {}
 
         def keep(name: str) -> Callable:
-            """Hook that keeps the output and passes on a copy, which in-place operations may overwrite."""
+            """Hook that keeps the output and passes on a copy for in-place operations."""
             return lambda _module, _inputs, output: kept.setdefault(name, output).clone()
 
         handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
@@ -106,14 +111,19 @@ def test_closed_form_for_pooling_and_a_linear_head() -> None:
     images, targets = batch(4, 16, 5)
     with torch.no_grad():
         features = model.relu2(model.bn2(model.conv2(model.pool(model.relu1(model.conv1(images))))))
-    for image_map, activation, target in zip(grad_cam(model, "relu2", images, targets), features, targets):
-        weighted = sum(weight * channel for weight, channel in zip(model.fc.weight[target].detach(), activation))
+    for image_map, activation, target in zip(
+        grad_cam(model, "relu2", images, targets), features, targets
+    ):
+        weighted = sum(
+            weight * channel
+            for weight, channel in zip(model.fc.weight[target].detach(), activation)
+        )
         torch.testing.assert_close(image_map, normalised(weighted, 16, 16))
 
 
 @pytest.mark.parametrize("name", ["conv1", "relu1", "pool", "conv2", "bn2", "relu2"])
 def test_finite_differences(name: str) -> None:
-    """Shifting a whole channel by e changes the logit by e * h * w times the channel's weight: no autograd needed."""
+    """Shifting a channel by e changes the logit by e * h * w times its weight: no autograd."""
     model = seeded(Toy).double().eval()
     images, targets = batch(2, 8, 5)
     images, layer, epsilon = images.double(), model.get_submodule(name), 1e-6
@@ -131,11 +141,15 @@ def test_finite_differences(name: str) -> None:
         with torch.no_grad(), layer.register_forward_hook(add):
             return model(image[None])[0, target].item(), kept[0]
 
-    for image, target, image_map in zip(images, targets.tolist(), grad_cam(model, name, images, targets)):
+    for image, target, image_map in zip(
+        images, targets.tolist(), grad_cam(model, name, images, targets)
+    ):
         activation = logit(image, target, 0, 0.0)[1]
         cam = torch.zeros_like(activation[0])
         for c, channel in enumerate(activation):
-            slope = (logit(image, target, c, epsilon)[0] - logit(image, target, c, -epsilon)[0]) / (2 * epsilon)
+            slope = (logit(image, target, c, epsilon)[0] - logit(image, target, c, -epsilon)[0]) / (
+                2 * epsilon
+            )
             cam += slope / channel.numel() * channel
         torch.testing.assert_close(image_map, normalised(cam, 8, 8), atol=1e-6, rtol=0)
 
@@ -143,7 +157,7 @@ def test_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("network", SIZES)
 def test_second_formula(network: str, every: bool) -> None:
-    """At a few layers of each network, or at every legal one; in float64, so that a difference is one of formula."""
+    """At a few layers of each network, or at every legal one; in float64: only formulas differ."""
     size = SIZES[network]
     model = seeded(lambda: build(network)).double()
     names = list(named_maps(model, size))
@@ -152,7 +166,9 @@ def test_second_formula(network: str, every: bool) -> None:
     images, targets = batch(2, size, 10)
     images = images.double()
     for name, expected in second_formula(model, images, targets, names).items():
-        torch.testing.assert_close(grad_cam(model, name, images, targets), expected, atol=1e-5, rtol=0, msg=name)
+        torch.testing.assert_close(
+            grad_cam(model, name, images, targets), expected, atol=1e-5, rtol=0, msg=name
+        )
 
 
 @pytest.mark.parametrize("network", SIZES)
@@ -165,9 +181,11 @@ def test_batched_equals_one_at_a_time(network: str) -> None:
     maps = grad_cam(model, layer, images, targets)
     assert maps.shape == (3, size, size) and maps.dtype == torch.float32 and maps.min() >= 0
     assert all(peak in (0.0, 1.0) for peak in maps.amax((1, 2)).tolist())
-    singly = torch.cat([grad_cam(model, layer, images[i:i + 1], targets[i:i + 1]) for i in range(3)])
+    alone = [grad_cam(model, layer, images[i : i + 1], targets[i : i + 1]) for i in range(3)]
+    singly = torch.cat(alone)
     torch.testing.assert_close(maps, singly, atol=1e-4, rtol=0)
-    torch.testing.assert_close(maps.double(), grad_cam(model.double(), layer, images.double(), targets), atol=1e-4, rtol=0)
+    exact = grad_cam(model.double(), layer, images.double(), targets)
+    torch.testing.assert_close(maps.double(), exact, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["conv1", "relu1", "bn2", "relu2"])
@@ -177,21 +195,35 @@ def test_in_place_activations_do_not_corrupt_the_captured_map(name: str) -> None
     torch.testing.assert_close(grad_cam(seeded(Toy), name, images, targets), with_copies)
 
 
-@pytest.mark.parametrize("context", [
-    nullcontext, torch.no_grad, torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize(
+    "context",
+    [
+        nullcontext,
+        torch.no_grad,
+        torch.inference_mode,
+        lambda: torch.autocast("cpu", torch.bfloat16),
+    ],
+)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_frozen_weights_and_the_callers_context_change_nothing(frozen: bool, context: Callable) -> None:
+def test_frozen_weights_and_the_callers_context_change_nothing(
+    frozen: bool, context: Callable
+) -> None:
     images, targets = batch(3, 16, 5)
     expected = grad_cam(seeded(Toy), "conv2", images, targets)
     model = seeded(Toy).requires_grad_(not frozen)
     with context():
-        torch.testing.assert_close(grad_cam(model, model.conv2, images * 1, targets * 1), expected)
+        torch.testing.assert_close(grad_cam(model, "conv2", images * 1, targets * 1), expected)
 
 
 def test_maps_of_oblong_images_keep_their_shape() -> None:
     model = seeded(Toy)
-    images, targets = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 3])
-    torch.testing.assert_close(grad_cam(model, "bn2", images, targets), second_formula(model, images, targets, ["bn2"])["bn2"])
+    images, targets = torch.randn(
+        2, 3, 12, 20, generator=torch.Generator().manual_seed(0)
+    ), torch.tensor([1, 3])
+    torch.testing.assert_close(
+        grad_cam(model, "bn2", images, targets),
+        second_formula(model, images, targets, ["bn2"])["bn2"],
+    )
 
 
 def test_a_map_without_evidence_stays_zero() -> None:
@@ -211,7 +243,10 @@ def state(model: nn.Module) -> dict:
         "grads": [None if p.grad is None else p.grad.clone() for p in model.parameters()],
         "requires_grad": [p.requires_grad for p in model.parameters()],
         "training": [m.training for m in model.modules()],
-        "hooks": [[list(hooks) for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)] for m in model.modules()],
+        "hooks": [
+            [list(hooks) for hooks in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks)]
+            for m in model.modules()
+        ],
         "grad_mode": torch.is_grad_enabled(),
         "rng": torch.get_rng_state(),
     }
@@ -219,7 +254,7 @@ def state(model: nn.Module) -> dict:
 
 @pytest.fixture
 def mixed() -> Toy:
-    """A model in train mode with a part in eval, a part frozen, gradients of a step pending and a hook of its own."""
+    """Train mode with a part in eval, a part frozen, gradients pending and a hook of its own."""
     model = seeded(Toy).train()
     model.bn2.eval()
     model.conv1.requires_grad_(False)
@@ -250,9 +285,15 @@ def test_the_model_comes_back_as_it_came(mixed: Toy, fault: str | None) -> None:
     assert torch.equal(after.pop("rng"), before.pop("rng")) and after == before
 
 
-@pytest.mark.parametrize("run", [
-    lambda model, images, targets: named_maps(model, 16),
-    lambda model, images, targets: deletion_insertion(model, images, targets, center_prior(3, 16, 16), steps=2)])
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda model, images, targets: named_maps(model, 16),
+        lambda model, images, targets: deletion_insertion(
+            model, images, targets, center_prior(3, 16, 16), steps=2
+        ),
+    ],
+)
 @pytest.mark.parametrize("broken", [False, True])
 def test_tracing_and_curves_leave_the_model_too(mixed: Toy, run: Callable, broken: bool) -> None:
     if broken:
@@ -266,8 +307,14 @@ def test_tracing_and_curves_leave_the_model_too(mixed: Toy, run: Callable, broke
     assert torch.equal(after.pop("rng"), before.pop("rng")) and after == before
 
 
-@pytest.mark.parametrize("compile_part", [
-    torch.compile, lambda model: model.compile() or model, lambda model: model.conv2.compile() or model])
+@pytest.mark.parametrize(
+    "compile_part",
+    [
+        torch.compile,
+        lambda model: model.compile() or model,
+        lambda model: model.conv2.compile() or model,
+    ],
+)
 def test_a_compiled_model_is_refused(compile_part: Callable) -> None:
     model = compile_part(seeded(Toy))
     with pytest.raises(ValueError, match="compiled"):
@@ -278,10 +325,10 @@ def test_a_compiled_model_is_refused(compile_part: Callable) -> None:
 
 def test_a_wrong_layer_is_answered_with_the_legal_ones() -> None:
     model, given = seeded(Toy), batch(2, 16, 5)
-    with pytest.raises(ValueError, match="no layer 'conv3'; choose from conv1, relu1, pool, conv2, bn2, relu2$"):
+    with pytest.raises(
+        ValueError, match="no layer 'conv3'; choose from conv1, relu1, pool, conv2, bn2, relu2$"
+    ):
         grad_cam(model, "conv3", *given)
-    with pytest.raises(ValueError, match="no layer Conv2d.*choose from conv1"):
-        grad_cam(model, nn.Conv2d(3, 6, 3), *given)
     with pytest.raises(ValueError, match="'fc' did not give a 4-D output"):
         grad_cam(model, "fc", *given)
     with pytest.raises(ValueError, match="'relu1' ran 2 times"):
@@ -304,31 +351,37 @@ def test_a_layer_beside_the_road_is_refused(frozen: bool) -> None:
         grad_cam(model, "side", *batch(2, 16, 5))
 
 
-@pytest.mark.parametrize("targets", [torch.tensor([0, 5]), torch.tensor([-1, 0]), torch.tensor([0]), torch.tensor([0.0, 1.0])])
-def test_impossible_targets_are_refused(targets: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"targets must be 2 int64 classes in 0..4"):
-        grad_cam(seeded(Toy), "conv2", batch(2, 16, 5)[0], targets)
-
-
 def test_named_maps_and_the_default_layer() -> None:
     model = seeded(Toy)
     assert named_maps(model, 16) == {
-        "conv1": (6, 16, 16), "relu1": (6, 16, 16), "pool": (6, 8, 8), "conv2": (8, 8, 8), "bn2": (8, 8, 8), "relu2": (8, 8, 8)}
+        "conv1": (6, 16, 16),
+        "relu1": (6, 16, 16),
+        "pool": (6, 8, 8),
+        "conv2": (8, 8, 8),
+        "bn2": (8, 8, 8),
+        "relu2": (8, 8, 8),
+    }
     assert "relu1" not in named_maps(seeded(lambda: Toy(shared=True)), 16)
     model.pool = nn.Sequential(nn.ZeroPad2d((0, 2, 0, 2)), nn.Identity(), nn.MaxPool2d(2))
     assert [name for name in named_maps(model, 16) if name.startswith("pool")] == ["pool.2", "pool"]
     model.pool = nn.MaxPool2d(2)
     assert default_layer(model, 16) == default_layer(model, 8) == "relu2"
     assert default_layer(model, 6) == "relu1"
-    with pytest.raises(ValueError, match="no layer has a map of 4x4 or more at 3 px"):
-        default_layer(model, 3)
+    assert default_layer(model, 3) == "relu2", "the deepest of all where none has 4x4"
 
 
-@pytest.mark.parametrize(("network", "size", "layer"), [
-    ("simple_cnn", 32, "blocks.2"), ("improved_cnn", 32, "blocks.2"), ("se_resnet18", 32, "layer4"), ("efficientnet_b2", 64, "_blocks.15"),
-    ("efficientnet_b2", 32, "_blocks.7")])
+@pytest.mark.parametrize(
+    ("network", "size", "layer"),
+    [
+        ("simple_cnn", 32, "blocks.2"),
+        ("improved_cnn", 32, "blocks.2"),
+        ("se_resnet18", 32, "layer4"),
+        ("efficientnet_b2", 64, "_blocks.15"),
+        ("efficientnet_b2", 32, "_blocks.7"),
+    ],
+)
 def test_the_default_layer_is_a_whole_block(network: str, size: int, layer: str) -> None:
-    """At 64 px B2's last 4x4 map is the expansion inside block 16, whose own output is 2x2: block 15 is taken."""
+    """B2's last 4x4 map at 64 px lies inside block 16, whose output is 2x2: block 15 is taken."""
     model = build(network)
     assert default_layer(model, size) == layer and min(named_maps(model, size)[layer][1:]) == 4
 
@@ -358,28 +411,32 @@ def test_curves_of_a_model_that_looks_at_one_corner() -> None:
     targets = torch.zeros(2, dtype=torch.int64)
     sure = torch.tensor(8.0).sigmoid().item()
 
-    curves = deletion_insertion(Corner(), images, targets, true_map, steps=16)
-    torch.testing.assert_close(curves.fraction, torch.arange(17) / 16)
+    deletion, insertion = deletion_insertion(Corner(), images, targets, true_map, steps=16)
     # the first sixteenth of the pixels is the corner: all evidence goes, or comes, in one step
-    torch.testing.assert_close(curves.deletion, torch.tensor([sure] + [0.5] * 16).expand(2, 17))
-    torch.testing.assert_close(curves.insertion[:, 1:], torch.full((2, 16), sure))
-    assert (curves.insertion[:, 0] < sure - 0.05).all()
-    torch.testing.assert_close(curves.deletion_area, torch.full((2,), ((sure + 0.5) / 2 + 15 * 0.5) / 16))
-    torch.testing.assert_close(curves.insertion_area, (curves.insertion[:, 0] + sure) / 32 + 15 / 16 * sure)
+    torch.testing.assert_close(deletion, torch.tensor([sure] + [0.5] * 16).expand(2, 17))
+    torch.testing.assert_close(insertion[:, 1:], torch.full((2, 16), sure))
+    assert (insertion[:, 0] < sure - 0.05).all()
+    torch.testing.assert_close(area(deletion), torch.full((2,), ((sure + 0.5) / 2 + 15 * 0.5) / 16))
+    torch.testing.assert_close(area(insertion), (insertion[:, 0] + sure) / 32 + 15 / 16 * sure)
 
-    for control in (random_maps(2, 16, 16, torch.Generator().manual_seed(3)), center_prior(2, 16, 16), -true_map):
+    for control in (
+        random_maps(2, 16, 16, torch.Generator().manual_seed(3)),
+        center_prior(2, 16, 16),
+        -true_map,
+    ):
         other = deletion_insertion(Corner(), images, targets, control, steps=16)
-        assert (curves.deletion_area < other.deletion_area).all() and (curves.insertion_area > other.insertion_area).all()
+        assert (area(deletion) < area(other[0])).all()
+        assert (area(insertion) > area(other[1])).all()
 
 
 def test_pixels_go_in_the_maps_order_and_ties_go_in_smooth_random_order() -> None:
     model, images = Corner(), torch.ones(2, 3, 8, 8)
     maps = torch.stack([torch.arange(64.0).view(8, 8), torch.zeros(8, 8)])
     curves = deletion_insertion(model, images, torch.zeros(2, dtype=torch.int64), maps, steps=5)
-    assert len(model.seen) == 11 and curves.deletion.shape == (2, 6)
+    assert len(model.seen) == 12 and curves.shape == (2, 2, 6)
     deleted = [model.seen[i][:, 0] == 0 for i in (2, 4, 6, 8, 10)]
     assert [gone[0].sum().item() for gone in deleted] == [13, 26, 38, 51, 64]
-    assert all(gone[0].flatten()[64 - int(gone[0].sum()):].all() for gone in deleted)
+    assert all(gone[0].flatten()[64 - int(gone[0].sum()) :].all() for gone in deleted)
     tied = deleted[1][1]
     assert tied.sum() == 26 and not tied.flatten()[:26].all() and not tied.flatten()[-26:].all()
     # smooth, not a sprinkle: most neighbours share their fate, of which 58 in 112 would by chance
@@ -387,16 +444,19 @@ def test_pixels_go_in_the_maps_order_and_ties_go_in_smooth_random_order() -> Non
 
 
 def test_controls() -> None:
-    drawn = [random_maps(3, 16, 24, torch.Generator().manual_seed(0), grid=(2, 3)) for _ in range(2)]
-    assert torch.equal(*drawn) and drawn[0].shape == (3, 16, 24) and 0 <= drawn[0].min() <= drawn[0].max() <= 1
+    drawn = [
+        random_maps(3, 16, 24, torch.Generator().manual_seed(0), grid=(2, 3)) for _ in range(2)
+    ]
+    assert (
+        torch.equal(*drawn)
+        and drawn[0].shape == (3, 16, 24)
+        and 0 <= drawn[0].min() <= drawn[0].max() <= 1
+    )
     assert not torch.equal(drawn[0][0], drawn[0][1])
     prior = center_prior(2, 8, 12)
-    assert prior.shape == (2, 8, 12) and torch.equal(prior, prior.flip(1)) and torch.equal(prior, prior.flip(2))
+    assert (
+        prior.shape == (2, 8, 12)
+        and torch.equal(prior, prior.flip(1))
+        and torch.equal(prior, prior.flip(2))
+    )
     assert prior[0].argmax() == 3 * 12 + 5 and 0 <= prior.min() <= prior.max() <= 1
-
-
-@pytest.mark.parametrize(("shape", "steps"), [((2, 8, 8), 4), ((2, 16, 16), 0), ((2, 16, 16), 257)])
-def test_maps_of_another_size_are_refused(shape: tuple[int, ...], steps: int) -> None:
-    images, targets = batch(2, 16, 5)
-    with pytest.raises(ValueError, match="must be"):
-        deletion_insertion(seeded(Toy), images, targets, torch.zeros(shape), steps)
