@@ -1,0 +1,116 @@
+"""analyze.py --images: a line a picture, a table of all, heat maps; what is broken is named."""
+
+import csv
+import html
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import train_baseline
+from common.analysis import pictures
+from common.config import Runtime
+from common.errors import InputError
+from conftest import write_image
+
+TINY = replace(
+    train_baseline.DEFAULT, epochs=1, batch_size=50, synthetic=True, train_limit=100, val_size=50
+)
+HERE = Runtime(device="cpu", out="out")
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint trained on the drawn set."""
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_baseline.train(TINY, Runtime(device="cpu", run_name="tiny"))
+    return folder / "runs" / "train_baseline" / "tiny" / "best.pt"
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of three photos, one of them broken, among files that are none."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.RandomState(0)
+    for name in ("a <b>$5.png", "sub/猫.JPG", ".hidden/c.png", "._d.png"):
+        pixels = rng.randint(0, 256, (3, 32, 32)).astype(np.uint8)
+        write_image(tmp_path / "photos" / name, pixels)
+    (tmp_path / "photos" / "broken.png").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "photos" / "notes.txt").write_text("no picture")
+    return tmp_path / "photos"
+
+
+def test_pictures_are_named_explained_and_the_broken_left_out(
+    ckpt: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(photos), str(photos / "nowhere.png")]
+    assert pictures.explain_pictures(str(ckpt), None, paths, HERE) == 1
+    lines = capsys.readouterr().out.splitlines()
+    named = ["a <b>$5.png", "broken.png", "猫.JPG", "nowhere.png"]
+    assert len(lines) == 1 + len(named) + 1
+    for name, line in zip(named, lines[1:]):
+        assert name in line and line.startswith("left out: ") == (
+            name in ("broken.png", "nowhere.png")
+        )
+    assert lines[-1].startswith("2 pictures, 2 left out; report: ")
+
+    folder = Path("out/analyze/tiny-pictures")
+    with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [Path(row["name"]).name for row in table] == ["a <b>$5.png", "猫.JPG"]
+    for row in table:
+        chances = [float(row[f"probability{i}"]) for i in (1, 2, 3)]
+        assert chances == sorted(chances, reverse=True) and sum(chances) <= 1 + 1e-6
+        assert f"{row['class1']} {100 * chances[0]:.1f} %" in "\n".join(lines)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert html.escape("a <b>$5.png") in page and "<b>$5" not in page
+    assert page.count("<figure>") == 2 and 4 <= page.count("data:image/jpeg;base64,") <= 6
+    assert (folder / "pictures.png").stat().st_size > 10_000
+
+
+def test_pictures_need_no_training_data_and_keep_their_folder(
+    ckpt: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "broken.png").unlink()
+    monkeypatch.setattr("common.analysis.inputs.load_splits", None)
+    moved = shutil.copy(ckpt, photos.parent / "best.pt")
+    assert pictures.explain_pictures(str(moved), None, ["photos"], HERE) == 0
+    assert pictures.explain_pictures(str(moved), None, ["photos"], HERE) == 0
+    assert pictures.explain_pictures(str(moved), None, ["photos/a <b>$5.png"], HERE) == 0
+    names = sorted(path.name for path in Path("out/analyze").iterdir())
+    assert names == [names[0], f"{names[0]}-2"] and names[0].endswith("-pictures")
+
+
+def test_the_page_is_bounded_and_the_table_is_not(
+    ckpt: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "SHOWN", 2)
+    files = [str(photos / "a <b>$5.png")] * 5
+    assert pictures.explain_pictures(str(ckpt), None, files, HERE) == 0
+    folder = Path("out/analyze/tiny-pictures")
+    assert (folder / "report.html").read_text(encoding="utf-8").count("<figure>") == 2
+    assert len((folder / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 6
+
+
+def test_the_second_class_is_explained_where_it_is_close(
+    ckpt: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(pictures, "strips", lambda parts, *_: seen.extend(parts))
+    for second in (3.0, 1.0):
+        logits = torch.tensor([[0.0, 3.5, second, *[-5.0] * 7]])
+        monkeypatch.setattr(pictures, "predict", lambda *_: logits)
+        pictures.explain_pictures(str(ckpt), None, [str(photos / "a <b>$5.png")], HERE)
+    assert [len(shown) for shown, _, _ in seen] == [3, 2]
+    assert [heads[0] for _, heads, _ in seen] == ["photo", "photo"]
+    assert [heads[1].split()[0] for _, heads, _ in seen] == ["automobile", "automobile"]
+
+
+def test_a_folder_without_pictures_is_one_line(ckpt: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no picture there"):
+        pictures.explain_pictures(str(ckpt), None, [str(tmp_path)], HERE)
