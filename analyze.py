@@ -30,7 +30,7 @@ class Options:
     batch_size: int = option(500, "images a pass of the predictions", "analysis", 1, 65_536)
     open_errors: int = option(25, "errors in the gallery, highest loss first", "analysis", 1, 600)
     faithfulness: int | None = option(
-        None, "images that test Grad-CAM (default: 500; 100 of the drawn set)", "analysis", 2, 100_000
+        None, "images that test Grad-CAM (default: 500, drawn ones 100)", "analysis", 2, 100_000
     )
     seed: int = option(0, "seed of --limit, examples, random maps", "analysis", 0, 2**31 - 1)
 
@@ -42,6 +42,7 @@ WITH_PICTURES = {"images", "ckpt", "layer", "device", "out", "run_name"}
 def analyze(options: Options, runtime: Runtime) -> Path:
     """Analyse one checkpoint on its test or val images; returns the folder with the report."""
     import torch  # after the command line has been read: it takes seconds to import
+    from tqdm import tqdm
 
     from common.analysis import figures, report, scores
     from common.analysis.faithfulness import faithfulness, heat_below, heat_maps, say_cost
@@ -69,7 +70,10 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     say_cost(subject, split.images, len(tested))
 
     # What it predicts, and what that is worth.
-    logits = predict(subject.model, split.images, subject.prepare, options.batch_size)
+    with tqdm(total=len(split), desc="predictions", unit="img", disable=None) as bar:
+        logits = predict(
+            subject.model, split.images, subject.prepare, options.batch_size, progress=bar.update
+        )
     preds = logits.argmax(1)
     rows = scores.predictions(logits, split, subject.classes)
     result = scores.scores(logits, split.labels, subject.classes)
@@ -78,11 +82,13 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     # Where it looks, and whether the heat maps can be believed.
     birds = torch.tensor([rows[i]["true"] == "bird" for i in tested])
     test = faithfulness(subject, split.images[tested], preds[tested], generator, {"bird": birds})
-    planes = shown["gradcam_planes"]
-    ship = heat_below(heat_maps(subject, split.images[planes], preds[planes]))
+    maps = {
+        figure: [heat_maps(subject, split.images[some], to[some]) for to in (split.labels, preds)]
+        for figure, some in shown.items()
+    }
+    ship_below = heat_below(maps["gradcam_planes"][1])
 
     # Numbers, figures, report.
-    shown["gradcam_planes"] = planes[:10]
     result |= {
         "title": title,
         "request": request,
@@ -94,7 +100,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
         "synthetic": subject.recipe.synthetic,
         "gradcam": {"layer": subject.layer, "map": subject.map, "where": subject.where},
         "faithfulness": test,
-        "planes_as_ships": {"images": len(planes), "heat_below": {"predicted": ship}},
+        "planes_as_ships": {"heat_below": {"predicted": ship_below}},
         "shown": {figure: [rows[i] for i in chosen] for figure, chosen in shown.items()},
         "versions": environment(device),
     }
@@ -104,11 +110,9 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     figures.reliability(result, folder)
     figures.class_bars(result, folder)
     figures.faithfulness(result, folder)
-    for figure, chosen in shown.items():
-        if chosen:
-            images, labels = split.images[chosen], split.labels[chosen]
-            maps = [heat_maps(subject, images, classes) for classes in (labels, preds[chosen])]
-            figures.cases(result, folder, figure, images.cpu().numpy(), maps)
+    for figure, some in shown.items():
+        if some:
+            figures.cases(result, folder, figure, split.images[some].cpu().numpy(), maps[figure])
     page = report.write(folder)
     print("\n".join(findings(result)), f"report: {page}", sep="\n")
     return folder

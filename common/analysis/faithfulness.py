@@ -37,7 +37,6 @@ def _portions(subject: Subject, images: Tensor, targets: Tensor) -> Iterator[tup
 def say_cost(subject: Subject, images: Tensor, tested: int) -> None:
     """Say how long the analysis will take where that is long, after eight images."""
     some = images[:8]
-    predict(subject.model, some, subject.prepare)  # the first pass makes buffers
     start = time.perf_counter()
     predict(subject.model, some, subject.prepare).cpu()  # waits for a GPU
     passes = len(images) + 3 * 2 * (STEPS + 1) * tested
@@ -140,13 +139,12 @@ def deletion_insertion(
     """
     n, _, height, width = images.shape
     pixels = height * width
-    # Pixels in random order first, then sorted by heat; both sorts are stable, so that equal
-    # values go the same way on every machine.
-    drawn = random_maps(n, height, width, torch.Generator().manual_seed(0)).flatten(1)
-    shuffled = drawn.argsort(dim=1, stable=True).to(images.device)
-    heat = maps.to(images.device).flatten(1).gather(1, shuffled)
-    order = shuffled.gather(1, heat.argsort(dim=1, descending=True, stable=True))
-    rank = order.argsort(1).view(n, 1, height, width)  # 0: the pixel that goes first
+    # So small an addition orders nothing but equal pixels; the sort is stable, so that values
+    # equal even then go the same way on every machine.
+    ties = random_maps(n, height, width, torch.Generator().manual_seed(0))
+    heat = (maps.double().cpu() + 1e-9 * ties).flatten(1)
+    order = heat.argsort(dim=1, descending=True, stable=True)
+    rank = order.argsort(1).view(n, 1, height, width).to(images.device)  # 0 goes first
 
     radius = max(1, min(height, width) // 4)
     blurred = gaussian_blur(images, [2 * radius + 1, 1], radius / 2)

@@ -2,13 +2,15 @@
 
 `result` is the content of analysis.json; each figure takes its file's name from its subject.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
 
 from common.analysis.scores import best_and_worst
 from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure
@@ -16,18 +18,33 @@ from common.words import percent
 
 Result = Mapping[str, Any]
 Strip = tuple[Sequence[np.ndarray], Sequence[str], str]  # pictures, words above each, words below
-KINDS = {"gradcam": ("Grad-CAM", VAL), "random": ("random maps", MUTED), "centre": ("centre", TRAIN)}
+KINDS = {
+    "gradcam": ("Grad-CAM", VAL),
+    "random": ("random maps", MUTED),
+    "centre": ("the centre first", TRAIN),
+}
 CASES = {  # figure: (what it shows, strips a row)
     "errors": ("The errors with the highest loss", 5),
     "gradcam_right": ("Where it looks when it is right: image, heat map, overlay", 3),
     "gradcam_wrong": ("Where it looks when it is wrong", 2),
     "gradcam_planes": ("Where it looks when it takes a plane for a ship", 2),
 }
+MOST = 60  # strips in a figure
 EVEN = 0.1  # a map whose cells differ by less shows no place
 HEAT_NOTE = (
     "Colours reach from each map's own weakest place to its strongest: compare places, not maps. "
     "Grey: no place holds more evidence than another, or none holds any."
 )
+
+
+@contextmanager
+def _figure(
+    result: Result, folder: Path, name: str, what: str, size: tuple[float, float], note: str = ""
+) -> Iterator[Figure]:
+    """A figure whose title says what it shows and of which run."""
+    title = f"{what}\n{result['title']}"
+    with new_figure(folder / f"{name}.png", title, size, note) as figure:
+        yield figure
 
 
 def confusion(result: Result, folder: Path) -> None:
@@ -41,9 +58,9 @@ def confusion(result: Result, folder: Path) -> None:
     shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
     k, cells = len(shown), np.ix_(shown, shown)
     note = "Images, and their percentage of all images of the true class."
-    title = f"Confusion matrix, {k} of {len(classes):,} classes\n{result['title']}"
-    side = 2.2 + 0.62 * k
-    with new_figure(folder / "confusion.png", title, (side, side), note) as figure:
+    what = f"Confusion matrix, {k} of {len(classes):,} classes"
+    size = (2.2 + 0.62 * k, 2.2 + 0.62 * k)
+    with _figure(result, folder, "confusion", what, size, note) as figure:
         axes = figure.subplots()
         norm = PowerNorm(0.4, 0, 100)  # stretched at the low end, so that single errors show
         axes.imshow(share[cells], cmap="Blues", norm=norm)
@@ -68,9 +85,9 @@ def reliability(result: Result, folder: Path) -> None:
     left, count, confidence, accuracy = (np.array(table[key])[used] for key in columns)
     ends = np.array([table["accuracy_interval_95"][i] for i in used])
     numbers = f"ECE {percent(table['ece'])}, mean confidence {percent(table['mean_confidence'])}"
-    title = f"Is it as sure as it is right?\n{result['title']}"
+    what = "Is it as sure as it is right?"
     bars = {"width": 1 / table["bins"], "align": "edge", "edgecolor": "white"}
-    with new_figure(folder / "reliability.png", title, (6.2, 6.4)) as figure:
+    with _figure(result, folder, "reliability", what, (6.2, 6.4)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1.2, label="as sure as right")
         upper.bar(left, accuracy, color="#BFDCEC", label="accuracy of a bin", **bars)
@@ -93,8 +110,8 @@ def class_bars(result: Result, folder: Path) -> None:
     precision = np.array([row["precision"] for row in rows], float)  # nan: never predicted
     names = [f"{short(row['class'])}  {percent(row['recall'], 1)}" for row in rows]
     what = f"How much of a class is found, {len(rows)} of {len(result['per_class']):,} classes"
-    title, size = f"{what}\n{result['title']}", (7, 1.6 + 0.33 * len(rows))
-    with new_figure(folder / "per_class.png", title, size) as figure:
+    size = (7, 1.6 + 0.33 * len(rows))
+    with _figure(result, folder, "per_class", what, size) as figure:
         axes = figure.subplots()
         axes.barh(at, 100 * recall, color="#5BA3D0", height=0.66, label="recall: the share found")
         style = {"fmt": "none", "color": "black", "elinewidth": 1, "capsize": 2.5}
@@ -109,37 +126,24 @@ def class_bars(result: Result, folder: Path) -> None:
 
 
 def faithfulness(result: Result, folder: Path) -> None:
-    """Saves deletion and insertion curves of every kind of map, and below each the areas compared."""
+    """Saves deletion and insertion curves of every kind of map with their 95 % intervals."""
     test = result["faithfulness"]
-    fraction = 100 * np.array(test["fraction"])
-    where = result["gradcam"]["where"]
-    note = f"Means over {test['images']:,} images with 95 % intervals. {where}."
-    title = f"Do the heat maps show what decides?\n{result['title']}"
+    percents = 100 * np.array(test["fraction"])
+    note = f"Means over {test['images']:,} images, 95 % intervals. {result['gradcam']['where']}."
     better = {"deletion": "lower is better", "insertion": "higher is better"}
-    with new_figure(folder / "faithfulness.png", title, (8.4, 6.4), note) as figure:
-        panels = figure.subplots(2, 2, height_ratios=(2.4, 1))
-        for (upper, lower), way in zip(panels.T, better):
-            for at, (kind, (label, colour)) in enumerate(KINDS.items()):
-                mean, low, high = _ends(test["curves"][kind][way])
-                upper.plot(fraction, mean, ".-", color=colour, label=label)
-                upper.fill_between(fraction, low, high, color=colour, alpha=0.18, linewidth=0)
-                if kind != "gradcam":
-                    mean, low, high = _ends(test["differences"]["all"][kind][way])
-                    reach = [[mean - low], [high - mean]]
-                    lower.errorbar(mean, at, xerr=reach, fmt="o", color=colour, capsize=4)
-            upper.set(title=f"{way}: {better[way]}", xlim=(0, 100), ylim=(0, None))
-            upper.set(xlabel="pixels changed, hottest first (%)")
-            upper.set(ylabel="probability of the predicted class")
-            lower.axvline(0, color="black", linewidth=1)
-            lower.set_yticks([1, 2], ["random maps", "centre"])
-            lower.set(title=f"areas, Grad-CAM minus control: {better[way]}", ylim=(0.4, 2.6))
-            lower.margins(x=0.3)
-        panels[0, 0].legend(loc="upper right")
-
-
-def _ends(found: Result) -> list[np.ndarray]:
-    """Mean, low and high as arrays, nan where unknown."""
-    return [np.array(found[key], float) for key in ("mean", "low", "high")]
+    what = "Do the heat maps show what decides?"
+    with _figure(result, folder, "faithfulness", what, (8.4, 4.4), note) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for axes, (way, words) in zip(panels, better.items()):
+            for kind, (label, colour) in KINDS.items():
+                curve = test["curves"][kind][way]
+                mean, low, high = (np.array(curve[end], float) for end in ("mean", "low", "high"))
+                axes.plot(percents, mean, ".-", color=colour, label=label)
+                axes.fill_between(percents, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.set(title=f"{way}: {words}", xlabel="pixels changed, hottest first (%)")
+            axes.set(xlim=(0, 100), ylim=(0, None))
+        panels[0].set_ylabel("probability of the predicted class")
+        panels[0].legend(loc="upper right")
 
 
 def cases(
@@ -152,7 +156,7 @@ def cases(
         maps: (N, h, w) in [0, 1] each, the evidence for the true and for the predicted class.
     """
     parts = []
-    for row, image, true_map, predicted_map in zip(result["shown"][figure], images, *maps):
+    for row, image, true_map, predicted_map in zip(result["shown"][figure][:MOST], images, *maps):
         true, predicted = short(row["true"], 10), short(row["predicted"], 10)
         sure = percent(row["confidence"], 1)
         place = f"index {row['name']}" if row["name"].isdecimal() else row["name"][-24:]
@@ -173,7 +177,7 @@ def cases(
 
 
 def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: str = "") -> None:
-    """Saves strips of pictures, an inch each, with words above and below; `columns` strips a row."""
+    """Saves strips of pictures, an inch each, with words above and below, in `columns`."""
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
     wide = 0.25 + max(len(pictures) for pictures, _, _ in parts)

@@ -58,7 +58,7 @@ def _classes(result: Result) -> str:
 def _confusions(result: Result) -> str:
     """The pairs that are confused most."""
     pairs = result["most_confused_pairs"][:3]
-    named = [f"{' and '.join(pair['classes'])} ({count(pair['images'], 'error')})" for pair in pairs]
+    named = [f"{' and '.join(pair['classes'])} ({pair['images']:,})" for pair in pairs]
     return f"Most confused: {', '.join(named)}."
 
 
@@ -75,7 +75,8 @@ def _confidence(table: Result) -> str:
 def _faithful(test: Result) -> str:
     """Whether heat maps show what decides, against each control."""
     by = test["differences"]["all"]
-    opening = "point at what decides" if sum(_sides(by["random"])) > 0 else "do not show what decides"
+    shows = sum(_sides(by["random"])) > 0
+    opening = "point at what decides" if shows else "do not show what decides"
     judged = [f"{JUDGED[sum(_sides(by[key]))]} {name}" for key, name in CONTROLS.items()]
     images = count(test["images"], "image")
     return f"The heat maps {opening}: {', '.join(judged)} ({images}; {_areas(by)})."
@@ -141,12 +142,11 @@ def _birds(result: Result) -> Claim:
 
 def _planes(result: Result) -> Claim:
     """A plane taken for a ship because of the lower half of the image."""
-    planes = result["planes_as_ships"]
-    below = planes["heat_below"]["predicted"]
+    below = result["planes_as_ships"]["heat_below"]["predicted"]
     mean, low, high = (percent(below[key], 1) for key in ("mean", "low", "high"))
     numbers = (
-        f"{count(planes['images'], 'plane')} taken for ships; in the lower half lies {mean} of the "
-        f"heat for ship ({low} to {high}). Colour itself was not tested."
+        f"In {count(below['n'], 'plane')} taken for ships {mean} of the heat for ship lies in the "
+        f"lower half ({low} to {high}). Colour itself was not tested."
     )
     claim = "A plane is taken for a ship because of the (blue) lower half of the image"
     return claim, _verdict([_side(below, 0.5)]), numbers
@@ -169,7 +169,7 @@ def _side(found: Result, zero: float = 0.0) -> int:
 def span(found: Result, digits: int = 3, scale: float = 1) -> str:
     """A mean and the ends of its interval; dashes where one image has none."""
     shown = []
-    for key in ("mean", "low", "high"):
-        known = found[key] is not None
-        shown.append(number(scale * found[key], digits, "+").replace("-", "−") if known else "–")
+    for end in (found["mean"], found["low"], found["high"]):
+        words = "–" if end is None else number(scale * end, digits, "+")
+        shown.append(words.replace("-", "−"))
     return "{} ({} to {})".format(*shown)

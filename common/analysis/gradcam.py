@@ -34,22 +34,16 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
         (N, H, W) float32 in [0, 1]; all zeros where nothing supports the class.
 
     Raises:
-        ValueError: the model is compiled; `layer` is unknown (the message lists the legal ones),
-            runs other than once, gives no 4-D output or does not reach the logits.
+        ValueError: the model is compiled, or `layer` is none that `named_maps` lists (the message
+            does), or does not reach the logits.
     """
-    _refuse_compiled(model)
-    modules = dict(model.named_modules())
-    if layer not in modules:
-        legal = ", ".join(named_maps(model, images.shape[-1]))
-        raise ValueError(f"the model has no layer {layer!r}; choose from {legal}")
+    legal = named_maps(model, images.shape[-1])
+    if layer not in legal:
+        raise ValueError(f"{layer!r} is no layer with one map; choose from {', '.join(legal)}")
     captured: list[Tensor] = []
 
-    def cut(_module: nn.Module, _inputs: tuple, output: object) -> Tensor:
+    def cut(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         """Make the output the root of the graph."""
-        if not isinstance(output, Tensor) or output.ndim != 4:
-            raise ValueError(
-                f"layer {layer!r} did not give a 4-D output; name one whose output is (N, C, h, w)"
-            )
         # A detached copy that asks for a gradient starts the graph here: nothing before the layer
         # is kept, and frozen weights do not matter.
         captured.append(output.detach().clone().requires_grad_())
@@ -58,13 +52,8 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
 
     # The caller may be under no_grad or inference_mode; neither can give the gradient needed here.
     with eval_fp32(model, images.device), torch.inference_mode(False), torch.enable_grad():
-        with modules[layer].register_forward_hook(cut):
+        with model.get_submodule(layer).register_forward_hook(cut):
             logits = model(images.detach().clone())  # (N, K)
-        if len(captured) != 1:
-            raise ValueError(
-                f"layer {layer!r} ran {len(captured)} times in one forward pass; "
-                "name one that runs once"
-            )
         # Images do not mix in eval mode, so the gradient of the sum over the batch holds each
         # image's own gradient.
         score = logits.gather(1, targets.clone()[:, None]).sum()

@@ -19,7 +19,7 @@ from common.training.run import load_model
 
 @dataclass(frozen=True)
 class Subject:
-    """A network under analysis: its checkpoint, how images become its input, where Grad-CAM looks."""
+    """A network under analysis: its checkpoint, its input, where Grad-CAM looks."""
 
     path: Path
     run: str  # name of the training run
@@ -58,16 +58,15 @@ def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
     try:
         recipe = Recipe(**card["recipe"])
         size = card["image_size"] * card["resize"]
-        agree = size == card["probe"]["inputs"].shape[-1] and recipe.model == card["arch"]["name"]
-        problem = "" if agree else "its recipe, its input size and its probe contradict each other"
-        prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
-        prepare.clean(torch.zeros(1, 3, 8, 8, dtype=torch.uint8, device=device))
-    except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
-        problem = str(error)
-    if problem:
+        found = (recipe.model, size, len(card["mean"]), len(card["std"]))
+        agree = found == (card["arch"]["name"], card["probe"]["inputs"].shape[-1], 3, 3)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        agree, found = False, error
+    if not agree:
         raise InputError(
-            f"{path} does not describe itself ({problem}): use a best.pt that this version wrote"
+            f"{path} does not describe itself ({found}): use a best.pt that this version wrote"
         )
+    prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
     chosen, shape = _pick_layer(model, size, layer)
     folder = path.resolve().parent
     in_run = (folder / "recipe.json").is_file()

@@ -30,7 +30,7 @@ EMPTY = re.compile(
 
 
 class _Filler(string.Formatter):
-    """Fills `{nll:.4f}` and the like with escaped text; `{x:%}` is a percentage, `{x:html}` HTML."""
+    """Fills `{nll:.4f}` and the like, escaped; `{x:%}` is a percentage, `{x:html}` HTML."""
 
     def format_field(self, value: Any, spec: str) -> str:
         if spec == "html":
@@ -46,17 +46,13 @@ def write(folder: Path) -> Path:
     """
     result = read_json(folder / "analysis.json")
     lines = "\n".join(f"<li>{text(line)}</li>" for line in findings(result))
-    tested = rows(claims(result))
-    for verdict in ("confirmed", "refuted"):
-        coloured = f'<td class="{verdict}">{verdict}</td>'
-        tested = tested.replace(f"<td>{verdict}</td>", coloured)
     figures = {path.stem: picture(path.read_bytes(), "png") for path in folder.glob("*.png")}
     body = fill(
         "report.html",
         **result,
         banner=SYNTHETIC if result["synthetic"] else "",
         findings=lines,
-        claims=tested,
+        claims=rows(claims(result)),
         confused=rows(one.values() for one in result["most_confused"]),
         rows=rows(map(_class_cells, best_and_worst(result["per_class"]))),
         figures=defaultdict(str, figures),
@@ -79,9 +75,7 @@ def write_page(path: Path, title: str, body: str) -> Path:
 
 def _class_cells(row: Row) -> Iterable[str]:
     """A class in its table."""
-    low, high = (percent(end, 1) for end in row["recall_interval_95"])
-    recall = f"{percent(row['recall'], 1)} ({low} to {high})"
-    precision = percent(row["precision"], 1)
+    recall, precision = percent(row["recall"], 1), percent(row["precision"], 1)
     return row["class"], recall, precision, number(row["f1"], 3), f"{row['support']:,}"
 
 

@@ -150,7 +150,7 @@ def examples(
 def best_and_worst(rows: Sequence[Row]) -> list[Row]:
     """Classes with images, the highest recall first; of more than 40 the 20 best and 20 worst."""
     seen = sorted((row for row in rows if row["support"]), key=lambda row: -row["recall"])
-    return seen if len(seen) <= 2 * MAX_CLASSES else seen[:MAX_CLASSES] + seen[-MAX_CLASSES:]
+    return seen[:MAX_CLASSES] + seen[MAX_CLASSES:][-MAX_CLASSES:]
 
 
 def write_tables(folder: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:

@@ -107,7 +107,7 @@ def result() -> dict[str, Any]:
             "map": [128, 4, 4],
             "where": "Grad-CAM at blocks.2: a map of 4×4 for 32-pixel inputs",
         },
-        "planes_as_ships": {"images": 30, "heat_below": {"predicted": sure(0.6, 0.7)}},
+        "planes_as_ships": {"heat_below": {"predicted": sure(0.6, 0.7)}},
         "versions": {"hardware": "a machine", "torch": "2.8", "git_commit": None},
     }
 
@@ -119,7 +119,7 @@ def test_findings_are_plain_sentences_with_the_statistics_in_brackets(
         "It names 98.10 % of 10,000 test images rightly "
         "(190 errors; 95 % interval 97.80 % to 98.40 %).",
         "Found best: airplane 100.0 %, automobile 100.0 %; least often: cat 90.0 %, dog 95.0 %.",
-        "Most confused: cat and dog (150 errors), bird and deer (40 errors).",
+        "Most confused: cat and dog (150), bird and deer (40).",
         "It is surer than it is right (mean confidence 99.00 %, "
         "minus accuracy +1.00 (+0.50 to +1.50) points; ECE 1.00 %).",
         "The heat maps point at what decides: better than chance, "
@@ -228,8 +228,8 @@ def test_the_page_holds_what_was_given_and_leaves_out_what_was_not(
     result: dict[str, Any], tmp_path: Path
 ) -> None:
     page = page_of(result, tmp_path)
-    assert page.count('<td class="confirmed">') == 4 and "ynthetic" not in page
-    assert page.index("Its report closed with four claims") < page.index('<td class="confirmed">')
+    assert page.count("<td>confirmed</td>") == 4 and "ynthetic" not in page
+    assert page.index("Its report closed with four claims") < page.index("<td>confirmed</td>")
     assert "<figure>" not in page, "no picture, no caption"
     write_image(tmp_path / "confusion.png", np.zeros((3, 8, 8), np.uint8))
     result.update(is_cifar10=False, most_confused=[])
@@ -237,7 +237,7 @@ def test_the_page_holds_what_was_given_and_leaves_out_what_was_not(
     page = page_of(result, tmp_path)
     assert page.count("<figure>") == page.count("data:image/png;base64,") == 1
     assert "Its report closed" not in page and "<th>true</th>" not in page
-    assert "<td>airplane</td><td>100.0&nbsp;% (99.0&nbsp;% to 100.0&nbsp;%)</td><td>–</td>" in page
+    assert "<td>airplane</td><td>100.0&nbsp;%</td><td>–</td>" in page
 
 
 @pytest.fixture
@@ -363,8 +363,6 @@ def test_strips_are_drawn_at_any_number(
 def test_curves_and_classes_without_intervals_are_drawn(
     result: dict[str, Any], tmp_path: Path
 ) -> None:
-    alone = {"mean": 0.1, "low": None, "high": None, "n": 1}
-    result["faithfulness"]["differences"]["all"] = by((alone, alone), (alone, alone))
     for curve in result["faithfulness"]["curves"].values():
         curve["deletion"] = {"mean": [0.9, 0.1], "low": [None] * 2, "high": [None] * 2}
     figures.faithfulness(result, tmp_path)
