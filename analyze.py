@@ -98,7 +98,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
         "classes": subject.classes,
         "is_cifar10": subject.classes == CLASSES,
         "synthetic": subject.recipe.synthetic,
-        "gradcam": {"layer": subject.layer, "map": subject.map, "where": subject.where},
+        "gradcam": {"layer": subject.layer, "where": subject.where},
         "faithfulness": test,
         "planes_as_ships": {"heat_below": {"predicted": ship_below}},
         "shown": {figure: [rows[i] for i in chosen] for figure, chosen in shown.items()},
@@ -139,10 +139,7 @@ def main() -> int:
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
-        half = max(1, options.batch_size // 2)
-        raise RunError(
-            f"out of memory at --batch-size {options.batch_size}: try --batch-size {half}"
-        ) from None
+        raise RunError(f"out of memory at --batch-size {options.batch_size}: try less") from None
 
 
 if __name__ == "__main__":

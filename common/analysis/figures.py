@@ -59,8 +59,8 @@ def confusion(result: Result, folder: Path) -> None:
     k, cells = len(shown), np.ix_(shown, shown)
     note = "Images, and their percentage of all images of the true class."
     what = f"Confusion matrix, {k} of {len(classes):,} classes"
-    size = (2.2 + 0.62 * k, 2.2 + 0.62 * k)
-    with _figure(result, folder, "confusion", what, size, note) as figure:
+    side = 2.2 + 0.62 * k
+    with _figure(result, folder, "confusion", what, (side, side), note) as figure:
         axes = figure.subplots()
         norm = PowerNorm(0.4, 0, 100)  # stretched at the low end, so that single errors show
         axes.imshow(share[cells], cmap="Blues", norm=norm)
@@ -181,9 +181,8 @@ def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: s
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
     wide = 0.25 + max(len(pictures) for pictures, _, _ in parts)
-    lines = max(caption.count("\n") + bool(heads) for _, heads, caption in parts)
-    high = 1.25 + 0.14 * lines
-    size = (1.1 * columns * wide, 1.1 * rows * high + 0.6 + 0.4 * bool(note))
+    high = 1.5  # a picture and four lines
+    size = (1.1 * columns * wide, 1.1 * rows * high + 0.9)
     with new_figure(path, title, size, note) as figure:
         axes = figure.subplots()
         for number, (pictures, heads, caption) in enumerate(parts):
@@ -206,10 +205,9 @@ def explained(image: np.ndarray, heat: np.ndarray, px: int = 160) -> list[np.nda
     Args:
         image: (3, H, W) uint8; heat (h, w) in [0, 1].
     """
-    plain = np.ascontiguousarray(image.transpose(1, 2, 0))
     # Lanczos, so that a small picture can be recognised.
-    plain = cv2.resize(plain, (px, px), interpolation=cv2.INTER_LANCZOS4)
-    heat = cv2.resize(np.ascontiguousarray(heat, np.float32), (px, px))
+    plain = cv2.resize(image.transpose(1, 2, 0), (px, px), interpolation=cv2.INTER_LANCZOS4)
+    heat = cv2.resize(heat, (px, px))
     above = (heat - heat.min()).clip(0, 1)
     if above.max() < EVEN:
         grey = plain.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)

@@ -76,7 +76,7 @@ def _faithful(test: Result) -> str:
     """Whether heat maps show what decides, against each control."""
     by = test["differences"]["all"]
     shows = sum(_sides(by["random"])) > 0
-    opening = "point at what decides" if shows else "do not show what decides"
+    opening = "point at what decides" if shows else "are not shown to point at what decides"
     judged = [f"{JUDGED[sum(_sides(by[key]))]} {name}" for key, name in CONTROLS.items()]
     images = count(test["images"], "image")
     return f"The heat maps {opening}: {', '.join(judged)} ({images}; {_areas(by)})."

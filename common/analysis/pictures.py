@@ -35,7 +35,9 @@ def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime
     Raises:
         InputError: no checkpoint, or no picture.
     """
-    subject = open_subject(ckpt, layer, set_up(runtime, seed=0))
+    device = set_up(runtime, seed=0)
+    subject = open_subject(ckpt, layer, device)
+    fit = subject.card.get("fit", "pad")  # as in training
     files = find_pictures(paths)
     if not files:
         raise InputError(f"--images {' '.join(paths)}: no picture there ({', '.join(SUFFIXES)})")
@@ -44,15 +46,13 @@ def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime
     table: list[list] = []
     shown: list[Strip] = []
     for file in tqdm(files, "pictures", unit="picture", disable=None):
-        name = os.fsencode(file).decode(errors="replace")
-        fit = subject.card.get("fit", "pad")
+        name = os.fsencode(file).decode(errors="replace")  # a name may be bytes that are no text
         try:
             pixels = read_picture(file, subject.card["image_size"], fit)
-            photo = read_picture(file, PX, fit)
         except InputError as error:
             tqdm.write(f"left out: {error}")
             continue
-        image = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(subject.prepare.mean.device)
+        image = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(device)  # (1, 3, H, W)
         probs = predict(subject.model, image, subject.prepare)[0].softmax(0)
         top = probs.topk(min(TOP, len(probs)))
         chances = [(subject.classes[k], p) for p, k in zip(top.values.tolist(), top.indices)]
@@ -60,10 +60,11 @@ def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime
         tqdm.write(f"{name}: {', '.join(words)}")
         table.append([name, *sum(chances, ())])
         if len(shown) < SHOWN:
-            explain = top.indices[: 1 + (top.values[1] > CLOSE * top.values[0])]
-            maps = heat_maps(subject, image.expand(len(explain), -1, -1, -1), explain)
-            overlays = [explained(photo, heat, PX)[2] for heat in maps.numpy()]
+            targets = top.indices[: 1 + (top.values[1] > CLOSE * top.values[0])]
+            maps = heat_maps(subject, image.expand(len(targets), -1, -1, -1), targets)
+            photo = read_picture(file, PX, fit)
             plain = explained(photo, maps[0].numpy(), PX)[0]
+            overlays = [explained(photo, heat, PX)[2] for heat in maps.numpy()]
             shown.append(([plain, *overlays], ["photo", *words[: len(overlays)]], name))
 
     folder = open_folder(runtime, f"{subject.run}-pictures", request)

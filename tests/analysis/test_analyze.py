@@ -310,7 +310,7 @@ def test_one_image_gives_no_interval_rather_than_a_wrong_one(
         == result["faithfulness"]["images"]
         == limit
     )
-    assert (result["gradcam"]["layer"], result["gradcam"]["map"]) == ("blocks.0", [32, 16, 16])
+    assert result["gradcam"]["layer"] == "blocks.0"
     gain = result["faithfulness"]["differences"]["all"]["random"]["deletion"]
     assert (gain["low"] is None) == (limit == 1) and gain["n"] == limit
     assert "Grad-CAM at blocks.0: a map of 16×16" in (folder / "report.html").read_text()

@@ -149,10 +149,10 @@ def test_confidence(result: dict[str, Any], gap: dict, words: str) -> None:
     ("pair", "words"),
     [
         (BETTER, "point at what decides: better than chance"),
-        (WORSE, "do not show what decides: worse than chance"),
-        (SAME, "do not show what decides: no better than chance"),
+        (WORSE, "are not shown to point at what decides: worse than chance"),
+        (SAME, "are not shown to point at what decides: no better than chance"),
         ((BETTER[0], SAME[1]), "point at what decides: better by one of two measures than chance"),
-        ((BETTER[0], WORSE[1]), "do not show what decides: no better than chance"),
+        ((BETTER[0], WORSE[1]), "are not shown to point at what decides: no better than chance"),
         ((WORSE[0], SAME[1]), "worse by one of two measures than chance"),
     ],
 )
