@@ -207,7 +207,7 @@ def explained(image: np.ndarray, heat: np.ndarray, px: int = 160) -> list[np.nda
     """
     # Lanczos, so that a small picture can be recognised.
     plain = cv2.resize(image.transpose(1, 2, 0), (px, px), interpolation=cv2.INTER_LANCZOS4)
-    heat = cv2.resize(heat, (px, px))
+    heat = cv2.resize(np.asarray(heat), (px, px))
     above = (heat - heat.min()).clip(0, 1)
     if above.max() < EVEN:
         grey = plain.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)

@@ -63,8 +63,8 @@ def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime
             targets = top.indices[: 1 + (top.values[1] > CLOSE * top.values[0])]
             maps = heat_maps(subject, image.expand(len(targets), -1, -1, -1), targets)
             photo = read_picture(file, PX, fit)
-            plain = explained(photo, maps[0].numpy(), PX)[0]
-            overlays = [explained(photo, heat, PX)[2] for heat in maps.numpy()]
+            plain = explained(photo, maps[0], PX)[0]
+            overlays = [explained(photo, heat, PX)[2] for heat in maps]
             shown.append(([plain, *overlays], ["photo", *words[: len(overlays)]], name))
 
     folder = open_folder(runtime, f"{subject.run}-pictures", request)
