@@ -1,4 +1,5 @@
 """Whether a network truly looks where its heat maps point: deletion and insertion curves."""
+
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -26,7 +27,9 @@ def heat_maps(subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(maps) if maps else torch.zeros(0, 1, 1)
 
 
-def _portions(subject: Subject, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def _portions(
+    subject: Subject, images: Tensor, targets: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Network inputs and classes, so many at a time that memory is bounded: 100 up to 141 px."""
     size = max(1, min(100, 2_000_000 // subject.input_size**2))
     for start in range(0, len(images), size):
@@ -42,7 +45,10 @@ def say_cost(subject: Subject, images: Tensor, tested: int) -> None:
     passes = len(images) + 3 * 2 * (STEPS + 1) * tested
     seconds = (time.perf_counter() - start) / len(some) * passes
     if seconds > LONG_S:
-        print(f"takes about {duration(seconds)}; less with --limit or --faithfulness", flush=True)
+        print(
+            f"takes about {duration(seconds)}; less with --limit or --faithfulness",
+            flush=True,
+        )
 
 
 def faithfulness(
@@ -87,7 +93,9 @@ def faithfulness(
         "fraction": [step / STEPS for step in range(STEPS + 1)],
         "curves": {kind: _by_way(_band, found) for kind, found in curves.items()},
         "differences": {
-            group: {kind: _by_way(interval, gain[:, chosen]) for kind, gain in gains.items()}
+            group: {
+                kind: _by_way(interval, gain[:, chosen]) for kind, gain in gains.items()
+            }
             for group, chosen in {"all": every, **groups}.items()
         },
     }
@@ -107,11 +115,12 @@ def _band(curves: Tensor) -> dict[str, list]:
 def heat_below(maps: Tensor) -> dict[str, Any]:
     """Interval of the share of heat in the lower half of (N, H, W) maps, over those with any."""
     lit = maps[maps.amax((1, 2)) > 0]
-    return interval(lit[:, lit.shape[1] // 2 :].sum((1, 2)) / lit.sum((1, 2)))
+    lower = lit[:, lit.shape[1] // 2 :]
+    return interval(lower.sum((1, 2)) / lit.sum((1, 2)))
 
 
 def area(curves: Tensor) -> Tensor:
-    """Areas under (…, S + 1) curves: low for deletion and high for insertion is good."""
+    """Areas under (…, S + 1) curves: low for deletion, high for insertion is good."""
     return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
 
 
@@ -162,7 +171,8 @@ def deletion_insertion(
 @torch.no_grad()
 def target_probs(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """(N,) probability of the targets."""
-    return model(inputs).softmax(1).gather(1, targets[:, None])[:, 0]
+    probs = model(inputs).softmax(1)
+    return probs.gather(1, targets[:, None])[:, 0]
 
 
 def random_maps(
@@ -180,5 +190,7 @@ def random_maps(
 
 def center_prior(n: int, h: int, w: int) -> Tensor:
     """(n, h, w) maps in [0, 1] that fall linearly with the distance from the centre."""
-    y, x = ((2 * torch.arange(side) + 1 - side) / side for side in (h, w))
-    return (1 - torch.hypot(y[:, None], x[None]) / 2**0.5).expand(n, h, w)
+    y = torch.linspace(1 / h - 1, 1 - 1 / h, h)  # pixel centres in [-1, 1]
+    x = torch.linspace(1 / w - 1, 1 - 1 / w, w)
+    distance = torch.hypot(y[:, None], x[None]) / 2**0.5
+    return (1 - distance).expand(n, h, w)

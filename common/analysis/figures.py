@@ -2,6 +2,7 @@
 
 `result` is the content of analysis.json; each figure takes its file's name from its subject.
 """
+
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure
 from common.words import percent
 
 Result = Mapping[str, Any]
-Strip = tuple[Sequence[np.ndarray], Sequence[str], str]  # pictures, words above each, words below
+Strip = tuple[
+    Sequence[np.ndarray], Sequence[str], str
+]  # pictures, words above each, words below
 KINDS = {
     "gradcam": ("Grad-CAM", VAL),
     "random": ("random maps", MUTED),
@@ -39,7 +42,12 @@ HEAT_NOTE = (
 
 @contextmanager
 def _figure(
-    result: Result, folder: Path, name: str, what: str, size: tuple[float, float], note: str = ""
+    result: Result,
+    folder: Path,
+    name: str,
+    what: str,
+    size: tuple[float, float],
+    note: str = "",
 ) -> Iterator[Figure]:
     """A figure whose title says what it shows and of which run."""
     title = f"{what}\n{result['title']}"
@@ -54,7 +62,8 @@ def confusion(result: Result, folder: Path) -> None:
     """
     counts, classes = np.array(result["confusion"]), result["classes"]
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
+    wrong = counts - np.diag(counts.diagonal())
+    errors = wrong.sum(0) + wrong.sum(1)
     shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
     k, cells = len(shown), np.ix_(shown, shown)
     note = "Images, and their percentage of all images of the true class."
@@ -62,7 +71,9 @@ def confusion(result: Result, folder: Path) -> None:
     side = 2.2 + 0.62 * k
     with _figure(result, folder, "confusion", what, (side, side), note) as figure:
         axes = figure.subplots()
-        norm = PowerNorm(0.4, 0, 100)  # stretched at the low end, so that single errors show
+        norm = PowerNorm(
+            0.4, 0, 100
+        )  # stretched at the low end, so that single errors show
         axes.imshow(share[cells], cmap="Blues", norm=norm)
         for (y, x), n in np.ndenumerate(counts[cells]):
             part = share[cells][y, x]
@@ -84,19 +95,27 @@ def reliability(result: Result, folder: Path) -> None:
     columns = ("edges", "count", "confidence", "accuracy")
     left, count, confidence, accuracy = (np.array(table[key])[used] for key in columns)
     ends = np.array([table["accuracy_interval_95"][i] for i in used])
-    numbers = f"ECE {percent(table['ece'])}, mean confidence {percent(table['mean_confidence'])}"
+    numbers = (
+        f"ECE {percent(table['ece'])}, mean confidence {percent(table['mean_confidence'])}"
+    )
     what = "Is it as sure as it is right?"
     bars = {"width": 1 / table["bins"], "align": "edge", "edgecolor": "white"}
     with _figure(result, folder, "reliability", what, (6.2, 6.4)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1.2, label="as sure as right")
+        upper.plot(
+            [0, 1], [0, 1], "--", color=MUTED, linewidth=1.2, label="as sure as right"
+        )
         upper.bar(left, accuracy, color="#BFDCEC", label="accuracy of a bin", **bars)
         reach = np.abs(ends.T - accuracy)
         label = "its 95 % interval, at its mean confidence"
-        upper.errorbar(confidence, accuracy, reach, fmt="o", color=VAL, capsize=2, label=label)
+        upper.errorbar(
+            confidence, accuracy, reach, fmt="o", color=VAL, capsize=2, label=label
+        )
         upper.set(title=numbers, ylabel="accuracy", ylim=(0, 1.02))
         lower.bar(left, count, color=MUTED, **bars)
-        lower.set(xlabel="confidence: the probability of the predicted class", ylabel="images")
+        lower.set(
+            xlabel="confidence: the probability of the predicted class", ylabel="images"
+        )
         lower.set(xlim=(0, 1), yscale="log", ylim=(0.7, None))
         figure.align_ylabels()
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
@@ -105,22 +124,28 @@ def reliability(result: Result, folder: Path) -> None:
 def class_bars(result: Result, folder: Path) -> None:
     """Saves recall of classes as bars with 95 % intervals, precision as a mark; best on top."""
     rows = best_and_worst(result["per_class"])
-    at, recall = np.arange(len(rows)), np.array([row["recall"] for row in rows])
+    at = np.arange(len(rows))
+    recall = np.array([row["recall"] for row in rows])
     ends = np.array([row["recall_interval_95"] for row in rows])
     precision = np.array([row["precision"] for row in rows], float)  # nan: never predicted
     names = [f"{short(row['class'])}  {percent(row['recall'], 1)}" for row in rows]
-    what = f"How much of a class is found, {len(rows)} of {len(result['per_class']):,} classes"
+    what = (
+        f"How much of a class is found, {len(rows)} of {len(result['per_class']):,} classes"
+    )
     size = (7, 1.6 + 0.33 * len(rows))
     with _figure(result, folder, "per_class", what, size) as figure:
         axes = figure.subplots()
-        axes.barh(at, 100 * recall, color="#5BA3D0", height=0.66, label="recall: the share found")
+        axes.barh(
+            at, 100 * recall, color="#5BA3D0", height=0.66, label="recall: the share found"
+        )
         style = {"fmt": "none", "color": "black", "elinewidth": 1, "capsize": 2.5}
         reach = 100 * np.abs(ends.T - recall)
         axes.errorbar(100 * recall, at, xerr=reach, label="its 95 % interval", **style)
         label = "precision: the share of its predictions that is right"
         axes.plot(100 * precision, at, "|", color=ACCENT, ms=15, mew=3, label=label)
         axes.set_yticks(at, names)
-        axes.set(xlabel="percent", xlim=(0, 100), ylim=(len(rows) - 0.4, -0.6))
+        axes.set(xlabel="percent", xlim=(0, 100))
+        axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
@@ -137,9 +162,13 @@ def faithfulness(result: Result, folder: Path) -> None:
         for axes, (way, words) in zip(panels, better.items()):
             for kind, (label, colour) in KINDS.items():
                 curve = test["curves"][kind][way]
-                mean, low, high = (np.array(curve[end], float) for end in ("mean", "low", "high"))
+                mean, low, high = (
+                    np.array(curve[end], float) for end in ("mean", "low", "high")
+                )
                 axes.plot(percents, mean, ".-", color=colour, label=label)
-                axes.fill_between(percents, low, high, color=colour, alpha=0.18, linewidth=0)
+                axes.fill_between(
+                    percents, low, high, color=colour, alpha=0.18, linewidth=0
+                )
             axes.set(title=f"{way}: {words}", xlabel="pixels changed, hottest first (%)")
             axes.set(xlim=(0, 100), ylim=(0, None))
         panels[0].set_ylabel("probability of the predicted class")
@@ -147,7 +176,11 @@ def faithfulness(result: Result, folder: Path) -> None:
 
 
 def cases(
-    result: Result, folder: Path, figure: str, images: np.ndarray, maps: Sequence[np.ndarray]
+    result: Result,
+    folder: Path,
+    figure: str,
+    images: np.ndarray,
+    maps: Sequence[np.ndarray],
 ) -> None:
     """Saves one of CASES: the images of `result["shown"][figure]` with their heat maps.
 
@@ -156,8 +189,11 @@ def cases(
         maps: (N, h, w) in [0, 1] each, the evidence for the true and for the predicted class.
     """
     parts = []
-    for row, image, true_map, predicted_map in zip(result["shown"][figure][:MOST], images, *maps):
-        true, predicted = short(row["true"], 10), short(row["predicted"], 10)
+    for row, image, true_map, predicted_map in zip(
+        result["shown"][figure][:MOST], images, *maps
+    ):
+        true = short(row["true"], 10)
+        predicted = short(row["predicted"], 10)
         sure = percent(row["confidence"], 1)
         place = f"index {row['name']}" if row["name"].isdecimal() else row["name"][-24:]
         pictures = explained(image, predicted_map)
@@ -170,13 +206,17 @@ def cases(
         else:
             pictures[1] = explained(image, true_map)[2]
             heads = ("image", f"{true}: true", f"{predicted}: predicted")
-            parts.append((pictures, heads, f"T: {true} → P: {predicted} {sure}, {place}"))
+            words = f"T: {true} → P: {predicted} {sure}, {place}"
+            parts.append((pictures, heads, words))
     what, columns = CASES[figure]
     note = "" if figure == "errors" else f"{result['gradcam']['where']}.\n{HEAT_NOTE}"
-    strips(parts, columns, folder / f"{figure}.png", f"{what}\n{result['title']}", note)
+    title = f"{what}\n{result['title']}"
+    strips(parts, columns, folder / f"{figure}.png", title, note)
 
 
-def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: str = "") -> None:
+def strips(
+    parts: Sequence[Strip], columns: int, path: Path, title: str, note: str = ""
+) -> None:
     """Saves strips of pictures, an inch each, with words above and below, in `columns`."""
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
@@ -186,13 +226,15 @@ def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: s
     with new_figure(path, title, size, note) as figure:
         axes = figure.subplots()
         for number, (pictures, heads, caption) in enumerate(parts):
-            x, y = number % columns * wide, number // columns * high
+            row, column = divmod(number, columns)
+            x, y = column * wide, row * high
             for i, picture in enumerate(pictures):
                 axes.imshow(picture, extent=(x + i, x + i + 0.97, y + 0.97, y))
             for i, head in enumerate(heads):
                 axes.text(x + i + 0.48, y - 0.03, head, ha="center", fontsize=7)
             axes.text(x, y + 1, caption, va="top", fontsize=7, linespacing=1.3)
-        axes.set(xlim=(0, columns * wide), ylim=(rows * high - 0.1, -0.15), aspect="equal")
+        axes.set(xlim=(0, columns * wide), aspect="equal")
+        axes.set_ylim(rows * high - 0.1, -0.15)
         axes.axis("off")
 
 

@@ -3,6 +3,7 @@
 Each finding is a plain sentence with its statistics in brackets. Better, worse, surer and the like
 need a 95 % interval wholly on one side.
 """
+
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,13 +32,16 @@ def findings(result: Result) -> list[str]:
 def _accuracy(result: Result) -> str:
     """How many images are named rightly; balanced accuracy too where classes are uneven."""
     low, high = map(percent, result["interval_95"])
-    images = count(result["images"], f"{'synthetic ' * result['synthetic']}{result['split']} image")
+    kind = f"synthetic {result['split']}" if result["synthetic"] else result["split"]
+    images = count(result["images"], f"{kind} image")
     words = (
         f"It names {percent(result['top1'])} of {images} rightly "
         f"({count(result['errors'], 'error')}; 95 % interval {low} to {high})."
     )
     if is_uneven(result):
-        words += f" Classes are uneven: balanced accuracy is {percent(result['balanced_top1'])}."
+        words += (
+            f" Classes are uneven: balanced accuracy is {percent(result['balanced_top1'])}."
+        )
     return words
 
 
@@ -102,7 +106,9 @@ def claims(result: Result) -> list[Claim]:
     Only for CIFAR-10's whole test set, of which the first report spoke. Confirmed and refuted need
     a 95 % interval wholly on one side; what it leaves undecided is open.
     """
-    if not (result["is_cifar10"] and result["split"] == "test" and result["images"] == 10_000):
+    if not (
+        result["is_cifar10"] and result["split"] == "test" and result["images"] == 10_000
+    ):
         return []
     return [_vehicles(result), _cat_and_dog(result), _birds(result), _planes(result)]
 
@@ -119,12 +125,17 @@ def _vehicles(result: Result) -> Claim:
 
 def _cat_and_dog(result: Result) -> Claim:
     """Cat and dog the main confusion: two counts differ where they lie 1.96 deviations apart."""
-    pairs = {frozenset(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]}
+    pairs = {
+        frozenset(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]
+    }
     own = pairs.pop(frozenset(("cat", "dog")), 0)
     other = max(pairs.values(), default=0)
     reach = 1.96 * (own + other) ** 0.5
-    side = _side({"low": own - other - reach, "high": own - other + reach})
-    numbers = f"{own} errors are between cat and dog, {other} between the largest other pair."
+    gap = own - other
+    side = _side({"low": gap - reach, "high": gap + reach})
+    numbers = (
+        f"{own} errors are between cat and dog, {other} between the largest other pair."
+    )
     return "Cat and dog are the main confusion", _verdict([side]), numbers
 
 
@@ -137,7 +148,11 @@ def _birds(result: Result) -> Claim:
         f"({count(by['random']['deletion']['n'], 'bird')}; {_areas(by)})"
     )
     sides = _sides(by["random"]) + _sides(by["centre"])
-    return "A bird's heat lies on what decides, its body, not on branches", _verdict(sides), numbers
+    return (
+        "A bird's heat lies on what decides, its body, not on branches",
+        _verdict(sides),
+        numbers,
+    )
 
 
 def _planes(result: Result) -> Claim:

@@ -7,6 +7,7 @@ class's logit would rise with it, and adds the channels up with those weights.
 Models run in fp32 and eval mode, and come back exactly as they came, on an exception too: train
 and requires_grad flags, gradients and hooks.
 """
+
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -39,7 +40,9 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
     """
     legal = named_maps(model, images.shape[-1])
     if layer not in legal:
-        raise ValueError(f"{layer!r} is no layer with one map; choose from {', '.join(legal)}")
+        raise ValueError(
+            f"{layer!r} is no layer with one map; choose from {', '.join(legal)}"
+        )
     captured: list[Tensor] = []
 
     def cut(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
@@ -59,18 +62,26 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
         score = logits.gather(1, targets.clone()[:, None]).sum()
         gradient = None
         if score.requires_grad:
-            gradient = torch.autograd.grad(score, captured, allow_unused=True)[0]  # (N, C, h, w)
+            gradient = torch.autograd.grad(score, captured, allow_unused=True)[
+                0
+            ]  # (N, C, h, w)
         if gradient is None:
             raise ValueError(
                 f"layer {layer!r} does not reach the logits; name one that feeds the classifier"
             )
-        weights = gradient.mean((2, 3))  # (N, C): how much the logit rises with each channel
+        weights = gradient.mean(
+            (2, 3)
+        )  # (N, C): how much the logit rises with each channel
         maps = torch.einsum("nc,nchw->nhw", weights, captured[0].detach())
         maps = maps.relu()  # what speaks against the class is no evidence for it
         size = images.shape[-2:]
-        maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+        maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[
+            :, 0
+        ]
     peaks = maps.amax((1, 2), keepdim=True)  # (N, 1, 1)
-    return maps / peaks.clamp_min(torch.finfo(maps.dtype).tiny)  # a map of zeros stays zeros
+    return maps / peaks.clamp_min(
+        torch.finfo(maps.dtype).tiny
+    )  # a map of zeros stays zeros
 
 
 def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, int]]:
@@ -88,14 +99,20 @@ def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, i
     def note(module: nn.Module, _inputs: tuple, output: object) -> None:
         """Append the output's (C, h, w), or None for what is no 4-D tensor."""
         is_map = isinstance(output, Tensor) and output.ndim == 4
-        outputs.setdefault(names[module], []).append(tuple(output.shape[1:]) if is_map else None)
+        outputs.setdefault(names[module], []).append(
+            tuple(output.shape[1:]) if is_map else None
+        )
 
     with eval_fp32(model, weight.device), torch.no_grad(), ExitStack() as hooks:
         for module in names:
             if not isinstance(module, (nn.Identity, nn.ZeroPad2d)):
                 hooks.enter_context(module.register_forward_hook(note))
         model(weight.new_zeros(1, 3, image_size, image_size))
-    return {name: shapes[0] for name, shapes in outputs.items() if len(shapes) == 1 and shapes[0]}
+    return {
+        name: shapes[0]
+        for name, shapes in outputs.items()
+        if len(shapes) == 1 and shapes[0]
+    }
 
 
 def default_layer(model: nn.Module, image_size: int) -> str:
@@ -105,9 +122,9 @@ def default_layer(model: nn.Module, image_size: int) -> str:
     gives `_blocks.15`, not the expansion inside `_blocks.16` on its way to 2x2.
     """
     maps = named_maps(model, image_size)
-    small = tuple(f"{name}." for name, (_, h, w) in maps.items() if min(h, w) < SMALLEST_MAP)
+    small = [f"{name}." for name, (_, *sides) in maps.items() if min(sides) < SMALLEST_MAP]
     # A small module's own name starts with itself, so this leaves it out as well.
-    large = [name for name in maps if not f"{name}.".startswith(small)]
+    large = [name for name in maps if not f"{name}.".startswith(tuple(small))]
     return (large or list(maps))[-1]
 
 

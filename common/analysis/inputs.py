@@ -1,4 +1,5 @@
 """What an analysis starts from: a checkpoint, its data, a layer, a folder."""
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,9 @@ class Subject:
     def where(self) -> str:
         """Where the heat maps come from."""
         _, h, w = self.map
-        return f"Grad-CAM at {self.layer}: a map of {h}×{w} for {self.input_size}-pixel inputs"
+        return (
+            f"Grad-CAM at {self.layer}: a map of {h}×{w} for {self.input_size}-pixel inputs"
+        )
 
 
 def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
@@ -75,13 +78,17 @@ def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
     return Subject(path, run, model, card, recipe, classes, size, prepare, chosen, shape)
 
 
-def _pick_layer(model: nn.Module, size: int, name: str | None) -> tuple[str, tuple[int, int, int]]:
+def _pick_layer(
+    model: nn.Module, size: int, name: str | None
+) -> tuple[str, tuple[int, int, int]]:
     """(layer, its map's (C, h, w)) for inputs of `size` pixels: the named one or the default."""
     maps = named_maps(model, size)
     layer = name or default_layer(model, size)
     if layer not in maps:
         legal = ", ".join(maps)
-        raise InputError(f"--layer {layer}: the model has no such layer; choose from {legal}")
+        raise InputError(
+            f"--layer {layer}: the model has no such layer; choose from {legal}"
+        )
     return layer, maps[layer]
 
 
@@ -119,7 +126,11 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
 
 
 def pick_split(
-    subject: Subject, splits: Splits, name: str, limit: int | None, generator: torch.Generator
+    subject: Subject,
+    splits: Splits,
+    name: str,
+    limit: int | None,
+    generator: torch.Generator,
 ) -> Split:
     """test or val, or `limit` of its images drawn at random; says so where the data has changed.
 
@@ -127,7 +138,9 @@ def pick_split(
         InputError: val is asked for and is not what the checkpoint's training held out.
     """
     card = subject.card
-    changed = card.get("identity", splits.identity) != splits.identity  # old checkpoints have none
+    changed = (
+        card.get("identity", splits.identity) != splits.identity
+    )  # old checkpoints have none
     if name == "val" and (changed or card["split_hash"] != splits.split_hash):
         raise InputError(
             f"--split val: this data does not give the val images that {subject.path} held out: "

@@ -1,4 +1,5 @@
 """A user's own pictures: the likeliest classes of each, and a heat map beside each photo."""
+
 import html
 import os
 from collections.abc import Sequence
@@ -23,11 +24,15 @@ from common.words import count, percent
 
 TOP = 3  # classes named for a photo
 SHOWN = 36  # photos in the figure and on the page; predictions.csv has all
-CLOSE = 0.5  # the second class is explained too from this share of the first one's probability
+CLOSE = (
+    0.5  # the second class is explained too from this share of the first one's probability
+)
 PX = 200  # side of a photo in the figure and on the page
 
 
-def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime: Runtime) -> int:
+def explain_pictures(
+    ckpt: str, layer: str | None, paths: Sequence[str], runtime: Runtime
+) -> int:
     """Name the classes of a user's pictures and explain the first few; 1 if any was unreadable.
 
     Prints a line a file, and writes predictions.csv, pictures.png and report.html.
@@ -40,40 +45,58 @@ def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime
     fit = subject.card.get("fit", "pad")  # as in training
     files = find_pictures(paths)
     if not files:
-        raise InputError(f"--images {' '.join(paths)}: no picture there ({', '.join(SUFFIXES)})")
-    request = {"ckpt": sha256(subject.path), "layer": layer, "pictures": list(map(str, files))}
+        raise InputError(
+            f"--images {' '.join(paths)}: no picture there ({', '.join(SUFFIXES)})"
+        )
+    request = {
+        "ckpt": sha256(subject.path),
+        "layer": layer,
+        "pictures": list(map(str, files)),
+    }
     print(f"{subject} on {count(len(files), 'picture')}")
     table: list[list] = []
     shown: list[Strip] = []
     for file in tqdm(files, "pictures", unit="picture", disable=None):
-        name = os.fsencode(file).decode(errors="replace")  # a name may be bytes that are no text
+        name = os.fsencode(file).decode(
+            errors="replace"
+        )  # a name may be bytes that are no text
         try:
             pixels = read_picture(file, subject.card["image_size"], fit)
         except InputError as error:
             tqdm.write(f"left out: {error}")
             continue
-        image = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(device)  # (1, 3, H, W)
+        image = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(
+            device
+        )  # (1, 3, H, W)
         probs = predict(subject.model, image, subject.prepare)[0].softmax(0)
         top = probs.topk(min(TOP, len(probs)))
-        chances = [(subject.classes[k], p) for p, k in zip(top.values.tolist(), top.indices)]
+        chances = [
+            (subject.classes[k], p) for p, k in zip(top.values.tolist(), top.indices)
+        ]
         words = [f"{short(label)} {percent(p, 1)}" for label, p in chances]
         tqdm.write(f"{name}: {', '.join(words)}")
         table.append([name, *sum(chances, ())])
         if len(shown) < SHOWN:
-            targets = top.indices[: 1 + (top.values[1] > CLOSE * top.values[0])]
-            maps = heat_maps(subject, image.expand(len(targets), -1, -1, -1), targets)
+            close = top.values > CLOSE * top.values[0]
+            targets = top.indices[:2][close[:2]]
+            maps = heat_maps(subject, image.repeat(len(targets), 1, 1, 1), targets)
             photo = read_picture(file, PX, fit)
             plain = explained(photo, maps[0], PX)[0]
             overlays = [explained(photo, heat, PX)[2] for heat in maps]
-            shown.append(([plain, *overlays], ["photo", *words[: len(overlays)]], name))
+            heads = ["photo", *words[: len(overlays)]]
+            shown.append(([plain, *overlays], heads, name))
 
     folder = open_folder(runtime, f"{subject.run}-pictures", request)
     if table:
-        columns = [f"{what}{i}" for i in range(1, TOP + 1) for what in ("class", "probability")]
-        write_csv(folder / "predictions.csv", ["name", *columns][: len(table[0])], table)
+        header = ["name"]
+        for place in range(1, 1 + len(table[0]) // 2):
+            header += [f"class{place}", f"probability{place}"]
+        write_csv(folder / "predictions.csv", header, table)
         _show(subject, shown, folder)
     unread = len(files) - len(table)
-    print(f"{count(len(table), 'picture')}, {unread:,} left out; report: {folder / 'report.html'}")
+    print(
+        f"{count(len(table), 'picture')}, {unread:,} left out; report: {folder / 'report.html'}"
+    )
     return int(unread > 0)
 
 
@@ -103,6 +126,8 @@ def _show(subject: Subject, shown: Sequence[Strip], folder: Path) -> None:
         for pixels, head in zip(pictures, heads):
             jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1])[1]
             cells += f"<div>{picture(jpeg.tobytes(), 'jpeg')}{html.escape(head)}</div>"
-        figures.append(f"<figure>{cells}<figcaption>{html.escape(name)}</figcaption></figure>")
+        figures.append(
+            f"<figure>{cells}<figcaption>{html.escape(name)}</figcaption></figure>"
+        )
     body = f'<p class="lead">{lead}</p>\n<div class="photos">{"".join(figures)}</div>'
     write_page(folder / "report.html", title, body)

@@ -2,6 +2,7 @@
 
 Its words stand in report.html, page.html and report.css beside this file.
 """
+
 import base64
 import html
 import re
@@ -46,7 +47,9 @@ def write(folder: Path) -> Path:
     """
     result = read_json(folder / "analysis.json")
     lines = "\n".join(f"<li>{text(line)}</li>" for line in findings(result))
-    figures = {path.stem: picture(path.read_bytes(), "png") for path in folder.glob("*.png")}
+    figures = {
+        path.stem: picture(path.read_bytes(), "png") for path in folder.glob("*.png")
+    }
     body = fill(
         "report.html",
         **result,
@@ -57,7 +60,9 @@ def write(folder: Path) -> Path:
         rows=rows(map(_class_cells, best_and_worst(result["per_class"]))),
         figures=defaultdict(str, figures),
     )
-    title = f"{result['checkpoint']['run']}: what it gets wrong, how sure it is, where it looks"
+    title = (
+        f"{result['checkpoint']['run']}: what it gets wrong, how sure it is, where it looks"
+    )
     return write_page(folder / "report.html", title, EMPTY.sub("", body))
 
 
@@ -75,7 +80,8 @@ def write_page(path: Path, title: str, body: str) -> Path:
 
 def _class_cells(row: Row) -> Iterable[str]:
     """A class in its table."""
-    recall, precision = percent(row["recall"], 1), percent(row["precision"], 1)
+    recall = percent(row["recall"], 1)
+    precision = percent(row["precision"], 1)
     return row["class"], recall, precision, number(row["f1"], 3), f"{row['support']:,}"
 
 
@@ -95,4 +101,6 @@ def text(value: Any) -> str:
 
 def picture(content: bytes, kind: str) -> str:
     """An image element that holds its picture."""
-    return f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+    return (
+        f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
+    )

@@ -1,4 +1,5 @@
 """What a checkpoint's logits say, as plain numbers: the content of analysis.json."""
+
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,24 +58,28 @@ def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, 
 
 def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
     """Scores of every class of a (K, K) confusion matrix; None where 0 would be divided by 0."""
-    supports, named = confusion.sum(1).tolist(), confusion.sum(0).tolist()
+    supports = confusion.sum(1).tolist()
+    named = confusion.sum(0).tolist()
     hits = confusion.diag().tolist()
     rows = []
     for name, support, predicted, right in zip(classes, supports, named, hits):
-        rows.append({
-            "class": name,
-            "precision": right / predicted if predicted else None,
-            "recall": right / support if support else None,
-            "f1": 2 * right / (support + predicted) if support else None,
-            "support": support,
-            "recall_interval_95": wilson_interval(right, support) if support else None,
-        })
+        rows.append(
+            {
+                "class": name,
+                "precision": right / predicted if predicted else None,
+                "recall": right / support if support else None,
+                "f1": 2 * right / (support + predicted) if support else None,
+                "support": support,
+                "recall_interval_95": wilson_interval(right, support) if support else None,
+            }
+        )
     return rows
 
 
 def _calibration(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """The reliability table: 5 bins for a few images, up to 15 where each holds 40 on average."""
-    table = calibration(logits, labels, bins=max(5, min(15, len(labels) // 40)))
+    bins = max(5, min(15, len(labels) // 40))
+    table = calibration(logits, labels, bins)
     confidence = logits.double().softmax(1).amax(1)
     hits = (logits.argmax(1) == labels).double()
     right = (table.accuracy * table.count).round().long().tolist()
@@ -104,7 +109,9 @@ def interval(values: Tensor) -> dict[str, float | int | None]:
     return {"mean": mean, "low": found.low, "high": found.high, "n": n}
 
 
-def predictions(logits: Tensor, split: Split, classes: Sequence[str]) -> list[dict[str, Any]]:
+def predictions(
+    logits: Tensor, split: Split, classes: Sequence[str]
+) -> list[dict[str, Any]]:
     """One row an image: file, classes, confidence, loss in nats, the second class and its own."""
     top = logits.double().softmax(1).topk(2)
     losses = F.cross_entropy(logits.double(), split.labels, reduction="none")
@@ -133,7 +140,9 @@ def examples(
         errors: so many errors with the highest loss.
     """
     kinds = defaultdict(list)  # (true, predicted) -> positions
-    for i in sorted(order, key=lambda i: rows[i]["true"]):  # a stable sort: shuffled in a class
+    for i in sorted(
+        order, key=lambda i: rows[i]["true"]
+    ):  # a stable sort: shuffled in a class
         kinds[rows[i]["true"], rows[i]["predicted"]].append(i)
     right = [some[:3] for (true, predicted), some in kinds.items() if true == predicted]
     wrong = [i for i in order if rows[i]["true"] != rows[i]["predicted"]]
@@ -149,7 +158,8 @@ def examples(
 
 def best_and_worst(rows: Sequence[Row]) -> list[Row]:
     """Classes with images, the highest recall first; of more than 40 the 20 best and 20 worst."""
-    seen = sorted((row for row in rows if row["support"]), key=lambda row: -row["recall"])
+    seen = [row for row in rows if row["support"]]
+    seen.sort(key=lambda row: -row["recall"])
     return seen[:MAX_CLASSES] + seen[MAX_CLASSES:][-MAX_CLASSES:]
 
 
