@@ -221,7 +221,8 @@ def strips(
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
     wide = 0.25 + max(len(pictures) for pictures, _, _ in parts)
-    high = 1.5  # a picture and four lines
+    lines = max(len(heads[:1]) + caption.count("\n") for _, heads, caption in parts)
+    high = 1.25 + 0.14 * lines
     size = (1.1 * columns * wide, 1.1 * rows * high + 0.9)
     with new_figure(path, title, size, note) as figure:
         axes = figure.subplots()
