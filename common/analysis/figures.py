@@ -202,7 +202,7 @@ def cases(
             words = f"T: {true} → P: {predicted}\n{sure}, {second}\n{place}, loss {row['loss']:.2f}"
             parts.append((pictures[:1], (), words))
         elif figure == "gradcam_right":
-            parts.append((pictures, (), f"{true} {sure}, {place}"))
+            parts.append((pictures, (), f"{short(row['true'])} {sure}, {place}"))
         else:
             pictures[1] = explained(image, true_map)[2]
             heads = ("image", f"{true}: true", f"{predicted}: predicted")
