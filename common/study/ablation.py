@@ -1,185 +1,238 @@
 """Arms × seeds → one table with intervals and costs, and conclusions in words computed from it."""
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from common.config import Runtime
-from common.files import read_json, write_json, write_text
-from common.metrics import t_interval, wilson_interval
+from common.files import read_json, write_csv, write_json, write_text
+from common.metrics import t_interval
+from common.study import figures, tables
 from common.study.cost import measure
-from common.study.figures import ablation
 from common.training.run import load_model
 from common.training.runtime import amp_dtype, pick_device
+from common.words import count, number
 
-REPORT_TOP1 = {"EfficientNetB2_Pretrained": 0.9381, "EfficientNetB2_NoPretrain": 0.8374, "EfficientNetB2_NoResize": 0.8599,
-               "EfficientNetB2_NoLS": 0.9381, "EfficientNetB2_NoRE": 0.9293}
-COLUMNS = ("arm", "n", "top1", "std", "low", "high", "delta", "delta_low", "delta_high", "report_top1", "report_delta", "val_top1",
-           "train_memory_mb", "inference_memory_mb", "latency_ms_1", "latency_ms_n", "batch_n", "parameters", "seconds")
+Table = dict[str, Any]
+REPORT_TOP1 = {
+    "EfficientNetB2_Pretrained": 0.9381,
+    "EfficientNetB2_NoPretrain": 0.8374,
+    "EfficientNetB2_NoResize": 0.8599,
+    "EfficientNetB2_NoLS": 0.9381,
+    "EfficientNetB2_NoRE": 0.9293,
+}
+# Numbers of an arm, None where unknown: key → head of its column, factor, digits, sign.
+COLUMNS = {
+    "n": ("n", 1, 0, ""),
+    "top1": ("test top-1 %", 100, 2, ""),
+    "std": ("± std", 100, 2, ""),
+    "low": ("from", 100, 2, ""),
+    "high": ("to", 100, 2, ""),
+    "delta": ("Δ points", 100, 2, "+"),
+    "delta_low": ("Δ from", 100, 2, "+"),
+    "delta_high": ("Δ to", 100, 2, "+"),
+    "report_top1": ("first study %", 100, 2, ""),
+    "report_delta": ("its Δ", 100, 2, "+"),
+    "train_memory_mb": ("train MB", 1, 0, ""),
+    "inference_memory_mb": ("infer MB", 1, 0, ""),
+    "latency_ms_1": ("ms, batch 1", 1, 2, ""),
+    "latency_ms_n": ("ms, batch N", 1, 2, ""),
+    "batch_n": ("N", 1, 0, ""),
+    "parameters": ("parameters", 1, 0, ""),
+}
+METHOD = (
+    "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a warm-up, "
+    "device idle before and after; memory is the peak of one training step and of one forward pass at the "
+    "recipe's batch size, measured apart from the runs."
+)
 
 
 def measure_cost(folder: Path, runtime: Runtime, quick: bool = False) -> None:
-    """Write cost.json beside a finished run, unless it is there: parameters, memory and latency of its network."""
+    """Write cost.json beside a finished run, unless it is there: memory and latency of its network."""
     if (folder / "cost.json").is_file():
         return
     device = pick_device(runtime)
-    model, checkpoint = load_model(folder / "best.pt", device)
-    size = checkpoint["image_size"] * checkpoint["resize"]
-    write_json(folder / "cost.json", measure(model, (3, size, size), checkpoint["recipe"]["batch_size"], device,
-                                                  amp_dtype=amp_dtype(runtime, device, checkpoint["arch"]["name"]), memory_format=torch.channels_last, quick=quick))
+    model, card = load_model(folder / "best.pt", device)
+    size = card["image_size"] * card["resize"]
+    amp = amp_dtype(runtime, device, card["arch"]["name"])
+    costs = measure(model, (3, size, size), card["recipe"]["batch_size"], device, amp, quick)
+    write_json(folder / "cost.json", costs)
 
 
-def collect(study: Path, arms: Sequence[str], seeds: Sequence[int], control: str) -> dict[str, Any]:
+def mcnemar_exact(b: int, c: int) -> float:
+    """Two-sided exact p of McNemar's test: how likely so uneven a split of `b + c` disagreements is by chance.
+
+    Args:
+        b, c: images that only the first, and only the second, of two classifiers gets right.
+    """
+    n = b + c
+    tail = sum(math.comb(n, k) for k in range(min(b, c) + 1)) / 2**n
+    return min(1.0, 2 * tail)
+
+
+def collect(study: Path, arms: Sequence[str], seeds: Sequence[int], control: str, recipe: Table) -> Table:
     """The table of all finished runs `<study>/<arm>-seed<seed>`, ready for JSON; accuracies are fractions.
 
     Differences to the control are paired by seed. Intervals are Student-t, 95 %, over seeds; None with fewer than two.
+
+    Args:
+        recipe: every field of the control's.
     """
-    results: dict[str, dict[int, dict[str, Any]]] = {arm: {} for arm in arms}
-    missing, failed = [], {}
+    results: Table = {}  # arm → seed → content of result.json
+    gaps = {}
     for arm in arms:
         for seed in seeds:
             folder = study / f"{arm}-seed{seed}"
-            if (folder / "result.json").is_file() and not (study / f"{folder.name}.FAILED").is_file():
-                results[arm][seed] = read_json(folder / "result.json")
-            elif (study / f"{folder.name}.FAILED").is_file():
-                failed[folder.name] = (study / f"{folder.name}.FAILED").read_text().strip()
+            mark = study / f"{folder.name}.FAILED"
+            if mark.is_file():
+                gaps[folder.name] = f"FAILED: {mark.read_text().strip()}"
+            elif (folder / "result.json").is_file():
+                results.setdefault(arm, {})[seed] = read_json(folder / "result.json")
             else:
-                missing.append(folder.name)
-    rows = [_row(arm, results[arm], results.get(control, {}), study, control) for arm in arms if results[arm]]
-    first = next((found for by_seed in results.values() for found in by_seed.values()), None)
-    return {"control": control, "seeds": list(seeds), "source": first and first["source"], "class_names": first and first.get("class_names"), "versions": first and first["versions"], "rows": rows,
-            "missing": missing, "failed": failed}
+                gaps[folder.name] = "missing"
+    rows = [_row(study, arm, control, results) for arm in results]
+    if not recipe["train_limit"] and not recipe["synthetic"]:  # else there is nothing to compare with
+        for row in rows:
+            row["report_top1"] = REPORT_TOP1[row["arm"]]
+            row["report_delta"] = REPORT_TOP1[row["arm"]] - REPORT_TOP1[control]
+    first = next((run for runs in results.values() for run in runs.values()), {})
+    about = {key: first.get(key) for key in ("source", "class_names", "weights", "versions")}
+    return {"control": control, "recipe": recipe, **about, "seeds": list(seeds), "rows": rows, "gaps": gaps}
 
 
-def _row(arm: str, by_seed: dict[int, dict[str, Any]], control: dict[int, dict[str, Any]], study: Path, name: str) -> dict[str, Any]:
+def _row(study: Path, arm: str, control: str, results: Table) -> Table:
     """One arm's line of the table."""
-    top1 = [by_seed[seed]["test_top1"] for seed in sorted(by_seed)]
-    deltas = [by_seed[seed]["test_top1"] - control[seed]["test_top1"] for seed in sorted(by_seed) if seed in control and arm != name]
-    accuracy, delta = t_interval(top1), t_interval(deltas) if deltas else None
-    one = next(iter(by_seed))
-    costs = read_json(study / f"{arm}-seed{one}" / "cost.json") if (study / f"{arm}-seed{one}" / "cost.json").is_file() else None
-    return {
-        "arm": arm, "n": len(top1), "top1_by_seed": {str(seed): by_seed[seed]["test_top1"] for seed in sorted(by_seed)}, "top1": accuracy.mean,
-        "std": _finite(accuracy.std), "low": _finite(accuracy.low), "high": _finite(accuracy.high),
-        "delta": delta and delta.mean, "delta_low": delta and _finite(delta.low), "delta_high": delta and _finite(delta.high), "pairs": len(deltas),
-        "test_images": by_seed[one]["test_images"], "report_top1": REPORT_TOP1.get(arm),
-        "report_delta": REPORT_TOP1[arm] - REPORT_TOP1[name] if arm != name else None,
-        "val_top1": sum(r["val_top1"] for r in by_seed.values()) / len(by_seed), "seconds": sum(r["wall_seconds"] for r in by_seed.values()),
-        "parameters": by_seed[one]["parameters"], "cost": costs, **_cost_columns(costs),
-    }
+    runs, base = results[arm], results.get(control, {})
+    top1 = {seed: run["test_top1"] for seed, run in runs.items()}
+    pairs = [seed for seed in runs if seed in base and arm != control]
+    deltas = [top1[seed] - base[seed]["test_top1"] for seed in pairs]
+    seed, one = next(iter(runs.items()))
+    folder = study / f"{arm}-seed{seed}"
+    row = dict.fromkeys(COLUMNS) | {"arm": arm, "n": len(runs), "top1_by_seed": top1}
+    row |= _interval(("top1", "std", "low", "high"), list(top1.values()))
+    row |= _interval(("delta", "delta_std", "delta_low", "delta_high"), deltas)
+    if (folder / "cost.json").is_file():
+        row |= read_json(folder / "cost.json")
+    row["only_right"] = None
+    if len(pairs) == 1:
+        row["only_right"] = _only_right(study / f"{control}-seed{seed}", folder)
+    row["parameters"] = one["parameters"]
+    return row
 
 
-def _cost_columns(costs: dict[str, Any] | None) -> dict[str, Any]:
-    """The table's figures of a cost.json: megabytes (10^6) allocated, and median milliseconds."""
-    if costs is None:
-        return dict.fromkeys(("train_memory_mb", "inference_memory_mb", "latency_ms_1", "latency_ms_n", "batch_n"))
-    n = costs["batch_size"]
-    return {"train_memory_mb": costs["train_memory"]["allocated"] / 1e6, "inference_memory_mb": costs["inference_memory"]["allocated"] / 1e6,
-            "latency_ms_1": costs["latency_ms"]["1"]["p50"], "latency_ms_n": costs["latency_ms"][str(n)]["p50"], "batch_n": n}
+def _interval(names: Sequence[str], values: Sequence[float]) -> Table:
+    """Mean, standard deviation and the interval's ends under `names`; None for what too few values cannot give."""
+    found = t_interval(values) if values else [math.nan] * 4
+    return {name: value if math.isfinite(value) else None for name, value in zip(names, found)}
 
 
-def _finite(value: float) -> float | None:
-    """None for nan and infinities, which JSON does not have."""
-    return value if math.isfinite(value) else None
+def _only_right(*folders: Path) -> list[int] | None:
+    """Test images that only the first, and only the second, of two runs gets right; None without both predictions."""
+    right = []
+    for folder in folders:
+        path = folder / "test_predictions.csv"
+        if not path.is_file():
+            return None
+        lines = tables.read_csv(path)
+        right.append({line["name"] for line in lines if line["prediction"] == line["label"]})
+    first, second = right
+    return [len(first - second), len(second - first)]
 
 
-def conclusions(table: dict[str, Any]) -> list[str]:
+def conclusions(table: Table) -> list[str]:
     """What the numbers of this table say, and no more; an effect needs an interval that leaves out 0."""
     words = []
     effects = [row for row in table["rows"] if row["delta"] is not None]
     for row in sorted(effects, key=lambda row: row["delta"]):
-        points, name = f"{row['delta'] * 100:+.2f} points", row["arm"].removeprefix("EfficientNetB2_")
-        report = f" (the report: {row['report_delta'] * 100:+.2f})"
-        if row["delta_low"] is None:
-            low, high = wilson_interval(round(row["top1"] * row["test_images"]), row["test_images"])
-            words.append(f"{name}: {points} against the control, a single seed, so no effect is claimed; the {row['test_images']:,} test images alone "
-                         f"leave ±{(high - low) * 50:.2f} points on either figure{report}.")
-        elif row["delta_low"] <= 0 <= row["delta_high"]:
-            words.append(f"{name}: no measurable effect, {points} with a 95 % interval from {row['delta_low'] * 100:+.2f} to "
-                         f"{row['delta_high'] * 100:+.2f} over {row['pairs']} seeds{report}.")
-        else:
-            words.append(f"{name}: {'costs' if row['delta'] < 0 else 'gains'} {abs(row['delta']) * 100:.2f} points, 95 % interval from "
-                         f"{row['delta_low'] * 100:+.2f} to {row['delta_high'] * 100:+.2f} over {row['pairs']} seeds{report}.")
-    memory = [row for row in table["rows"] if row["train_memory_mb"] is not None]
-    if len(memory) > 1:
-        low, high = (f(memory, key=lambda row: row["train_memory_mb"]) for f in (min, max))
-        words.append(f"Memory of a training step lies between {low['train_memory_mb']:,.0f} MB ({low['arm']}) and {high['train_memory_mb']:,.0f} MB "
-                     f"({high['arm']}).")
-    words += [f"FAILED {name}: {reason}" for name, reason in table["failed"].items()]
-    words += [f"missing: {', '.join(table['missing'])}"] if table["missing"] else []
-    return words
+        name = row["arm"].removeprefix("EfficientNetB2_")
+        words.append(f"{name}: {_effect(row)}{_report(row)}.")
+    if effects and not learned(table):
+        words.append("No arm does much better than guessing: the runs are too short to compare.")
+    return [*words, *(f"{name}: {why}" for name, why in table["gaps"].items())]
 
 
-def _percent(value: float | None, sign: str = "") -> str:
-    """A fraction in percent with two digits, or a dash."""
-    return "–" if value is None else f"{value * 100:{sign}.2f}"
+def _effect(row: Table) -> str:
+    """One arm's difference to the control, and what it shows."""
+    points = f"{_points(row['delta'])} points against the control"
+    if row["delta_low"] is not None:
+        ends = f"{_points(row['delta_low'])} to {_points(row['delta_high'])}"
+        interval = f"95 % interval from {ends} over {count(row['n'], 'seed')}"
+        if row["delta_low"] <= 0 <= row["delta_high"]:
+            return f"no measurable effect, {points}, {interval}"
+        verb = "costs" if row["delta"] < 0 else "gains"
+        return f"{verb} {number(abs(row['delta']) * 100)} points, {interval}"
+    if row["only_right"] is None:
+        return f"{points}, a single seed, so no effect is claimed"
+    control, arm = row["only_right"]
+    p = mcnemar_exact(control, arm)
+    odds = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    verdict = "beyond chance" if p < 0.05 else "no more than by chance"
+    return (
+        f"{points}; on the test images this pair of networks differs {verdict} ({count(control, 'image')} "
+        f"only the control gets right, {arm:,} only this network; McNemar's exact test, {odds}), "
+        "but a single seed cannot tell what the recipe does"
+    )
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
-    """One row of the table as text."""
-    spread = f" ± {_percent(row['std'])}" if row["std"] is not None else " (single seed)"
-    between = f" [{_percent(row['delta_low'], '+')}, {_percent(row['delta_high'], '+')}]" if row["delta_low"] is not None else ""
-    costs = [f"{row[key]:,.{digits}f}" if row[key] is not None else "–"
-             for key, digits in (("train_memory_mb", 0), ("inference_memory_mb", 0), ("latency_ms_1", 2), ("latency_ms_n", 2))]
-    return [row["arm"], str(row["n"]), _percent(row["top1"]) + spread, _percent(row["delta"], "+") + between, _percent(row["report_top1"]),
-            _percent(row["report_delta"], "+"), *costs, f"{row['parameters']:,}"]
+def _report(row: Table) -> str:
+    """The first study's difference in brackets, where there is one to compare with."""
+    if row["report_delta"] is None:
+        return ""
+    return f" (the first study: {_points(row['report_delta'])})"
 
 
-def grid(table: dict[str, Any]) -> list[list[str]]:
-    """Header and rows as text cells."""
-    n = next((row["batch_n"] for row in table["rows"] if row["batch_n"]), "N")
-    header = ["arm", "n", "test top-1 %", "Δ points", "report %", "report Δ", "train MB", "infer MB", "ms, batch 1", f"ms, batch {n}", "parameters"]
-    return [header, *map(_cells, table["rows"])]
+def _points(share: float) -> str:
+    """A difference of fractions in points."""
+    return number(share * 100, 2, "+")
 
 
-def text(table: dict[str, Any]) -> list[str]:
-    """The table and its conclusions for a terminal."""
-    cells = grid(table)
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = ["  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))) for row in cells]
-    return ["", lines[0], "-" * len(lines[0]), *lines[1:], "", *conclusions(table)]
+def learned(table: Table) -> bool:
+    """Whether some arm is right at least half as often again as guessing is: below that a chart shows noise."""
+    best = max((row["top1"] for row in table["rows"]), default=0)
+    return best * len(table["class_names"] or REPORT_TOP1) > 1.5
 
 
-def markdown(table: dict[str, Any]) -> str:
-    """The table, how it was measured, and its conclusions, as Markdown."""
-    cells, versions = grid(table), table["versions"] or {}
-    lines = ["# Ablation", "", f"{table['source']}; seeds {', '.join(map(str, table['seeds']))}; {versions.get('hardware')}, torch {versions.get('torch')}, "
-             f"commit {versions.get('git_commit')}.", "", "| " + " | ".join(cells[0]) + " |", "|---" + "|---:" * (len(cells[0]) - 1) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in cells[1:]]
-    lines += ["", "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a warm-up, device idle before and after; "
-              "memory is the peak of one training step and of one forward pass at the recipe's batch size, measured apart from the runs.", ""]
-    return "\n".join([*lines, *(f"- {sentence}" for sentence in conclusions(table)), ""])
+def grid(table: Table) -> list[list[str]]:
+    """Header and rows as text cells, without the columns that no arm fills."""
+    rows = table["rows"]
+    shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
+    lines = [["arm", *(COLUMNS[key][0] for key in shown)]]
+    for row in rows:
+        lines.append([row["arm"], *(_cell(row.get(key), *COLUMNS[key][1:]) for key in shown)])
+    return lines
 
 
-def write(table: dict[str, Any], study: Path) -> None:
-    """ablation.json, .csv, .md and .png in the study's folder."""
+def _cell(value: float | None, factor: int, digits: int, sign: str) -> str:
+    """One number of the table, or a dash."""
+    return "–" if value is None else number(value * factor, digits, sign)
+
+
+def markdown(table: Table) -> str:
+    """The table, how it was measured, and its conclusions, as Markdown that a terminal shows as well."""
+    versions = table["versions"] or {}
+    machine = f"{versions.get('hardware')}, torch {versions.get('torch')}, commit {versions.get('git_commit')}"
+    start = table["weights"] or "pretrained weights"
+    about = f"{table['source']}; the control starts from {start}; {machine}."
+    said = "\n".join(f"- {sentence}" for sentence in conclusions(table))
+    return f"{about}\n\n{tables.markdown(grid(table))}\n{METHOD}\n\n{said}\n"
+
+
+def write(table: Table, study: Path) -> None:
+    """ablation.json, .csv and .md in the study's folder, and .png where an arm has learned something."""
     write_json(study / "ablation.json", {**table, "conclusions": conclusions(table)})
-    rows = io.StringIO()
-    writer = csv.DictWriter(rows, COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table["rows"])
-    write_text(study / "ablation.csv", rows.getvalue())
-    write_text(study / "ablation.md", markdown(table))
-    if table["rows"]:
-        ablation(table["rows"], _curves(table, study), study / "ablation.png", f"Ablation ({table['source']})")
+    columns = ["arm", *COLUMNS]
+    rows = [[row.get(key) for key in columns] for row in table["rows"]]
+    write_csv(study / "ablation.csv", columns, rows)
+    text = markdown(table)
+    if learned(table):
+        text += "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
+        title = f"What each arm costs: ablation {study.name} ({table['source']})"
+        figures.ablation(table["rows"], study / "ablation.png", title)
+    write_text(study / "ablation.md", text)
 
 
-def _curves(table: dict[str, Any], study: Path) -> dict[str, list[float]]:
-    """Val top-1 by epoch of each arm, averaged over the seeds that got so far."""
-    curves = {}
-    for row in table["rows"]:
-        runs = [[float(line["val_top1"]) for line in csv.DictReader((study / f"{row['arm']}-seed{seed}" / "history.csv").open())]
-                for seed in row["top1_by_seed"]]
-        curves[row["arm"]] = [sum(values) / len(values) for values in
-                              ([run[i] for run in runs if i < len(run)] for i in range(max(map(len, runs))))]
-    return curves
-
-
-def best_checkpoint(table: dict[str, Any], study: Path) -> Path | None:
+def best_checkpoint(study: Path) -> Path | None:
     """best.pt of the run with the highest val top-1; test plays no part in the choice."""
-    folders = [study / f"{row['arm']}-seed{seed}" for row in table["rows"] for seed in row["top1_by_seed"]]
-    return max(folders, key=lambda folder: read_json(folder / "result.json")["val_top1"]) / "best.pt" if folders else None
+    runs = sorted(study.glob("*-seed*/result.json"))
+    best = max(runs, key=lambda path: read_json(path)["val_top1"], default=None)
+    return best and best.with_name("best.pt")

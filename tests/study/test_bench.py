@@ -1,67 +1,118 @@
-"""The bench measures what it says: every variant runs, ratios follow from rates, bounds from counts."""
+"""The bench measures what it says: variants that this machine can run, ratios of medians, and a first look that never stops."""
 import json
 import statistics
+import sys
 
 import pytest
+import torch
+from torch import nn
 
-from common.study import bench
-from common.config import Runtime
+from common.config import Recipe, Runtime
+from common.data.augment import Augmentation, Preprocess
+from common.data.splits import make_splits
+from common.data.synthetic import CLASSES, draw
+from common.models.build import build
+from common.study import bench, first_look, loops, rates
+from common.study.first_look import Part, look
+from common.training.step import TrainStep, epoch_order, make_optimizer
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
-    """The JSON of a very short session on SimpleCNN."""
-    path = tmp_path_factory.mktemp("bench") / "bench.json"
-    session = bench._Bench(bench.Options(quick=True, json=str(path)), Runtime(device="cpu", amp="off"))
-    session.turns, session.seconds = 2, 0.05
-    session.run(["simple_cnn"], [50])
-    return json.loads(path.read_text())
+def case():
+    """ImprovedCNN on a few drawn images."""
+    return loops.make_case("improved_cnn", 20, Runtime(amp="off"), CPU, per_class=50)
 
 
-def test_every_variant_of_a_cpu_is_measured(measured):
-    assert [r["variant"] for r in measured["results"]] == ["train plain", "train ours eager", "data plain", "data ours", "eval plain", "eval ours"]
-    assert all(len(r["samples"]) == 2 and min(r["samples"]) > 0 and r["cold_seconds"] > 0 for r in measured["results"])
-    assert {"hardware", "torch", "git_commit"} <= measured["environment"].keys()
+def test_every_variant_of_a_cpu_is_measured_and_compared_with_the_plain_one(case):
+    results = rates.rates(case, compiled=False, turns=2, seconds=0.05)
+    medians = {one["variant"]: one["images_per_s"] for one in results}
+    assert list(medians) == ["train plain", "train ours eager", "data plain", "data ours"]
+    for one in results:
+        assert len(one["samples"]) == 2 and min(one["samples"]) > 0 and one["cold_seconds"] > 0
+        assert one["images_per_s"] == statistics.median(one["samples"])
+        plain = medians[one["variant"].split()[0] + " plain"]
+        assert one["ratio_to_plain"] == pytest.approx(one["images_per_s"] / plain)
+        assert (one["model"], one["batch_size"], one["precision"]) == ("improved_cnn", 20, "float32")
 
 
-def test_figures_are_medians_and_ratios_of_them(measured):
-    rates = {r["variant"]: r["images_per_s"] for r in measured["results"]}
-    for r in measured["results"]:
-        assert r["images_per_s"] == pytest.approx(statistics.median(r["samples"]))
-        assert r["ratio_to_plain"] == pytest.approx(r["images_per_s"] / rates[f"{r['variant'].split()[0]} plain"])
+def test_a_variant_that_fails_is_named_and_leaves_the_others(case, monkeypatch, capsys):
+    def fail(_):
+        raise RuntimeError("no such kernel")
+        yield
+
+    monkeypatch.setitem(rates.VARIANTS, "train ours eager", fail)
+    results = rates.rates(case, compiled=False, turns=1, seconds=0.01)
+    assert [one["variant"] for one in results] == ["train plain", "data plain", "data ours"]
+    assert "train ours eager: not measured (no such kernel)" in capsys.readouterr().out
 
 
-def test_the_bound_counts_the_network(measured):
-    bound = measured["results"][0]["bound"]
-    convolutions = 2 * (9 * 3 * 32 * 1024 + 9 * 32 * 64 * 256 + 9 * 64 * 128 * 64) + 2 * (2048 * 512 + 512 * 10)
-    assert bound["flops"] == 3 * convolutions
-    values = (3 + 32) * 1024 + (32 + 64) * 256 + (64 + 128) * 64 + 2048 + 512 + 512 + 10
-    assert bound["bytes"] == 3 * 4 * values
-    machine = measured["machine"]["float32"]
-    assert bound["images_per_s"] == pytest.approx(min(machine["flops_per_s"] / bound["flops"], machine["bytes_per_s"] / bound["bytes"]))
+def test_the_plain_data_side_gives_what_the_network_takes(case):
+    images, labels = next(loops.plain_data(case))
+    assert images.shape == (20, 3, 32, 32) and images.dtype == torch.float32
+    assert labels.shape == (20,) and 0 <= labels.min() <= labels.max() < 10
 
 
-def test_both_loops_learn_alike_from_the_same_weights(tmp_path, capsys):
-    session = bench._Bench(bench.Options(json=str(tmp_path / "t.json")), Runtime(device="cpu", amp="off"))
-    session.learning = (2, 30)
-    session.run(["improved_cnn"], None, ["trajectory"])
-    (found,) = json.loads((tmp_path / "t.json").read_text())["trajectories"]
-    plain, ours = (found["losses"][loop] for loop in ("plain", "ours"))
-    assert [len(run) for run in plain + ours] == [30] * 4
-    for a, b in zip(plain, ours):
-        assert a[0] == pytest.approx(b[0], abs=0.25) and a[0] > 2.1  # the same weights on another batch: the loss of guessing
-        assert statistics.mean(b[-10:]) < statistics.mean(b[:10]) - 0.2 and statistics.mean(a[-10:]) == pytest.approx(statistics.mean(b[-10:]), abs=0.5)
-    assert found["gap"]["mean"] == pytest.approx(statistics.mean(statistics.mean(b[15:]) - statistics.mean(a[15:]) for a, b in zip(plain, ours)), abs=1e-6)
-    assert "the noise" in capsys.readouterr().out
+def test_the_profile_names_the_operators_of_a_step(case):
+    found = rates.profile(case)
+    assert any("convolution_backward" in line for line in found["table"]) and found["step_seconds"] > 0
 
 
-def test_the_profile_adds_up(tmp_path, capsys):
-    session = bench._Bench(bench.Options(json=str(tmp_path / "p.json")), Runtime(device="cpu", amp="off"))
-    session.run(["improved_cnn"], [50], ["profile"])
-    found = json.loads((tmp_path / "p.json").read_text())
-    (profile,) = found["profiles"]
-    kernels = {one["name"]: one for one in profile["kernels"]}
-    assert found["results"] == [] and kernels["aten::convolution_backward"]["calls"] == kernels["aten::native_batch_norm"]["calls"] == 3
-    assert profile["busy_seconds"] == pytest.approx(sum(one["seconds"] for one in profile["kernels"]))
-    assert 0.5 * profile["step_seconds"] < profile["busy_seconds"] < 1.05 * profile["step_seconds"]
-    assert "aten::convolution_backward" in capsys.readouterr().out
+def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "rates", lambda case, *_: [case.about])
+    target = tmp_path / "deep" / "bench.json"
+    flags = ["--models", "simple_cnn", "--batch-sizes", "20", "50", "--json", str(target), "--amp", "off"]
+    monkeypatch.setattr(sys, "argv", ["bench", "--device", "cpu", *flags])
+    bench.main()
+    written = json.loads(target.read_text())
+    assert {"hardware", "torch", "git_commit"} <= written["environment"].keys()
+    assert [one["batch_size"] for one in written["results"]] == [20, 50]
+
+
+def test_a_first_look_names_what_fails_and_goes_on(tmp_path):
+    parts = (
+        Part("good", ("-c", "print('seen')"), 60),
+        Part("bad", ("-c", "raise SystemExit(3)"), 60),
+        Part("slow", ("-c", "import time; print('begun', flush=True); time.sleep(60)"), 2),
+        Part("last", ("-c", "print('still here')"), 60),
+    )
+    look(tmp_path / "f.json", True, parts)
+    good, bad, slow, last = json.loads((tmp_path / "f.json").read_text())
+    assert (good["problem"], good["output"]) == (None, ["seen"])
+    assert bad["problem"] == "failed: exit 3" and slow["problem"] == "failed: not done in 2 s"
+    assert slow["output"] == ["begun"] and last["output"] == ["still here"]
+
+
+def test_a_first_look_without_a_gpu_says_so(tmp_path):
+    look(tmp_path / "f.json", False)
+    found = json.loads((tmp_path / "f.json").read_text())
+    assert [one["part"] for one in found] == [part.name for part in first_look.PARTS]
+    assert {one["problem"] for one in found} == {"skipped: this torch sees no CUDA GPU"}
+
+
+@pytest.mark.slow
+def test_our_step_learns_as_the_plain_loop_does():
+    """The same images in the same order, from the same weights: fp32 losses are equal to rounding, for thirty steps."""
+    splits = make_splits(*draw(60, seed=0), *draw(20, seed=1), CLASSES, "synthetic", val_size=100)
+    recipe = Recipe(model="improved_cnn", batch_size=50, lr=0.01, weight_decay=5e-4, decay_all=True)
+    prepare = Preprocess(splits.mean, splits.std, 1, Augmentation.of(recipe), CPU)
+    plain, ours = build("improved_cnn"), build("improved_cnn")
+    ours.load_state_dict(plain.state_dict())
+    step = TrainStep(ours, splits.train, prepare, make_optimizer(ours, recipe, CPU), 50)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    expected, found = [], []
+    for epoch in (1, 2, 3):
+        step.start_epoch(epoch, [0.01] * step.steps)
+        for _ in range(step.steps):
+            step()
+        found += step.losses.tolist()
+        for batch in epoch_order(len(splits.train), 50, epoch):
+            images = prepare.clean(splits.train.images[batch])
+            loss = nn.functional.cross_entropy(plain(images), splits.train.labels[batch])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            expected.append(loss.item())
+    assert len(found) == 30 and found == pytest.approx(expected, rel=2e-3)
+    assert found[-1] < found[0]

@@ -1,6 +1,6 @@
 """The result table holds what the files say, and says "not measured" of the rest."""
 import json
-import shutil
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -8,190 +8,229 @@ import pytest
 
 import train_baseline
 import train_effnet
-from common.study.ablation import COLUMNS, REPORT_TOP1
-from common.study import results
 from common.data.sources import CLASSES
 from common.errors import InputError
+from common.study import figures, pages, results
+from common.study.found import copy, find
+from common.study.rows import ROWS, row_of, start
+from common.study.tables import markdown, read_csv
+from conftest import ROOT
+
+B2 = replace(train_effnet.DEFAULT, resize=2)
+TEN = list(CLASSES)
+VERSIONS = {"hardware": "CPU x, 2 threads", "torch": "2.9", "git_commit": "abc"}
+HISTORY = """stage,epoch,val_top1,images_per_s
+head,1,0.5,5000
+finetune,2,0.7,1234
+finetune,3,0.75,1200
+"""
 
 
-def write_run(root: Path, script: str, recipe, test: float, name: str, source: str = "CIFAR-10, official batches", names=CLASSES, smoke=False, **more) -> None:
+def write_run(root: Path, script: str, recipe, test: float, name: str, **more) -> None:
+    """A finished run; `more` replaces what result.json holds."""
     folder = root / script / name
     folder.mkdir(parents=True)
-    versions = {"hardware": "CPU x, 2 threads", "torch": "2.9", "python": "3.12", "git_commit": "abc"}
-    (folder / "recipe.json").write_text(json.dumps({"script": script, "recipe": asdict(recipe), "split_hash": "s", "runtime": {"smoke": smoke}}))
-    (folder / "result.json").write_text(json.dumps({
-        "source": source, "class_names": names, "test_top1": test, "val_top1": 0.75, "train_seconds": 90.0, "wall_seconds": 110.0, "resumed": False,
-        "images_per_s": 1234.0, "versions": versions, "diagnosis": ["It overfits."], "test_interval_95": [0.7, 0.8], "best_epoch": 2, **more}))
-    (folder / "history.csv").write_text("epoch,val_top1\n1,0.5\n2,0.75\n")
+    card = {
+        "script": script, "recipe": asdict(recipe), "split_hash": "s",
+        "runtime": {"data_dir": "/home/me/data", "seed": 1},
+    }  # fmt: skip
+    result = {
+        "source": "CIFAR-10", "class_names": TEN, "test_top1": test, "val_top1": 0.75,
+        "train_seconds": 80.0, "wall_seconds": 110.0, "resumed": False, "versions": VERSIONS,
+        "diagnosis": ["It overfits."], **more,
+    }  # fmt: skip
+    (folder / "recipe.json").write_text(json.dumps(card))
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "history.csv").write_text(HISTORY)
     (folder / "curves.png").write_bytes(b"png")
 
 
-def lines_of(root: Path, title: str, **options) -> list[str]:
-    return [line for line in results.table(results.find(root), **options).splitlines() if line.startswith(f"| {title}")]
+def lines(root: Path, title: str, asked: bool = True) -> list[str]:
+    """The table's lines of a row, without the padding."""
+    text = re.sub(" +", " ", pages.table(find(root), asked))
+    return [line for line in text.splitlines() if line.startswith(f"| {title}")]
 
 
-def test_seeds_share_a_row_and_gaps_are_named(tmp_path):
+def test_seeds_share_a_line_and_gaps_are_named(tmp_path):
     for seed, test in enumerate((0.73, 0.74, 0.75)):
-        write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, seed=seed), test, f"s{seed}")
-    write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, synthetic=True), 0.99, "drawn", "synthetic")
-    small = replace(train_effnet.SCRATCH, resize=2, train_limit=4500, epochs=6, head_epochs=1)
-    write_run(tmp_path, "train_effnet", small, 0.31, "small")
-    (simple,) = lines_of(tmp_path, "SimpleCNN")
-    assert "| 74.00 ± 1.00 (n = 3) |" in simple and "90 s" in simple and "1,234" in simple and "99" not in simple
-    scratch = lines_of(tmp_path, "EfficientNet-B2, 64 px, from scratch")
-    assert "not measured" in scratch[0] and "4,500 training images" in scratch[1] and "31.00 (n = 1, seed 0)" in scratch[1]
-    assert "`python train_effnet.py --resize 2 --no-pretrained --train-limit 4500 --epochs 6 --head-epochs 1`" in scratch[1]
-    assert results.table(results.find(tmp_path)).count("not measured") == len(results.ROWS) - 1
+        recipe = replace(train_baseline.DEFAULT, seed=seed)
+        write_run(tmp_path, "train_baseline", recipe, test, f"s{seed}")
+    drawn = replace(train_baseline.DEFAULT, synthetic=True)
+    write_run(tmp_path, "train_baseline", drawn, 0.99, "drawn", source="synthetic")
+    (line,) = lines(tmp_path, "SimpleCNN")
+    assert "| random weights | val 73.30 | 74.00 ± 1.00 (n = 3) | 75.00 ± 0.00 (n = 3) | 3 | 80 s | 1.8 min |" in line
+    assert "| 1,234 |" in line and "99" not in line  # not the head epoch's 5,000
+    shown = [row for row in ROWS if "FILE" not in row.command]
+    assert pages.table(find(tmp_path)).count("not measured") == len(shown) - 1
 
 
-def test_every_row_counts_what_its_command_gives():
-    """No run of a row's own command differs from it, and no other row takes it."""
-    for row in results.ROWS:
-        recipe = results._default(row)[0]
-        assert results.changes(row, recipe) == {}
-        assert [other for other in results.ROWS if other.script == row.script and other.fits(recipe) and other is not results.PRETRAINING
-                and not results.changes(other, recipe)] == ([row] if row is not results.PRETRAINING else [r for r in results.ROWS if r.key == "b2-scratch"])
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
+def test_every_row_counts_what_its_command_gives(row):
+    assert row.changes(row.recipe) == {} and row_of(row.recipe) is row
 
 
 def test_other_settings_get_a_line_of_their_own_that_shows_them(tmp_path):
-    write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, epochs=2, lr=0.5, momentum=0.5), 0.40, "quick")
-    first, second = lines_of(tmp_path, "SimpleCNN")
-    assert "not measured" in first
-    assert "SimpleCNN, other settings" in second and "`python train_baseline.py --epochs 2 --lr 0.5` with momentum 0.5 |" in second
-    assert lines_of(tmp_path, "SimpleCNN", others=False) == [first] and lines_of(tmp_path, "SimpleCNN", full=False) == [second]
-    assert "With other settings" in results.summary(tmp_path)
-    shutil.rmtree(tmp_path / "train_baseline")
-    assert "With other settings" not in results.summary(tmp_path)
+    recipe = replace(train_baseline.DEFAULT, epochs=2, lr=0.5, momentum=0.5)
+    write_run(tmp_path, "train_baseline", recipe, 0.40, "quick")
+    small = replace(train_effnet.SCRATCH, resize=2, train_limit=4500)
+    write_run(tmp_path, "train_effnet", small, 0.31, "small")
+    assert "not measured" in lines(tmp_path, "SimpleCNN")[0]
+    (line,) = lines(tmp_path, "SimpleCNN", asked=False)
+    assert "SimpleCNN, epochs 2, lr 0.5, momentum 0.5 |" in line and "| val 73.30 |" in line
+    (line,) = lines(tmp_path, "EfficientNet-B2, 64 px, from scratch", asked=False)
+    assert "train_limit 4500 | random weights | – | 31.00 |" in line  # the first study saw all images
 
 
-def test_imagenet_weights_given_by_hand_are_imagenet_weights(tmp_path):
-    recipe = replace(train_effnet.DEFAULT, resize=2, weights="/data/efficientnet-b2-8bb594d6.pth")
-    write_run(tmp_path, "train_effnet", recipe, 0.94, "given")
-    write_run(tmp_path, "train_effnet", replace(recipe, seed=1, weights=None), 0.96, "fetched")
-    write_run(tmp_path, "train_effnet", replace(recipe, resize=1, weights="a/best.pt"), 0.85, "small")
-    assert "95.00 ± 1.41 (n = 2)" in lines_of(tmp_path, "EfficientNet-B2, 64 px, ImageNet weights")[0]
-    assert "not measured" in lines_of(tmp_path, "EfficientNet-B2, 64 px, own weights")[0]
-    assert "85.00" in lines_of(tmp_path, "EfficientNet-B2, 32 px, pretrained, own weights")[0]
+def test_each_line_says_which_weights_it_started_from(tmp_path):
+    lite2 = "ImageNet weights of EfficientNet-Lite2, transplanted"
+    given = "/data/efficientnet-b2-8bb594d6.pth"
+    for name, test, recipe, more in (
+        ("given", 0.94, replace(B2, weights=given), {}),
+        ("fetched", 0.96, replace(B2, seed=1), {}),
+        ("lite2", 0.95, replace(B2, weights="lite2"), {"weights": lite2}),
+        ("own", 0.92, replace(B2, weights="runs/b2-lite2/best.pt"), {}),
+        ("small", 0.85, replace(B2, resize=1, weights="lite2"), {"weights": lite2}),
+    ):
+        write_run(tmp_path, "train_effnet", recipe, test, name, **more)
+    first, second, third = lines(tmp_path, "EfficientNet-B2, 64 px, ")[1:]
+    assert "ImageNet weights | published ImageNet weights | 93.77 to 93.81 | 95.00 ± 1.41 (n = 2)" in first
+    assert f"64 px, {lite2} | {lite2} | – | 95.00 |" in second
+    assert "own weights | weights of an own run | – | 92.00 |" in third
+    assert f"| {lite2} | 85.99 | 85.00 |" in lines(tmp_path, "EfficientNet-B2, 32 px")[0]
 
 
-def test_trials_are_not_published(tmp_path):
-    write_run(tmp_path / "runs", "train_baseline", train_baseline.DEFAULT, 0.73, "real")
-    write_run(tmp_path / "runs", "train_baseline", replace(train_baseline.DEFAULT, synthetic=True), 0.99, "smoke", "synthetic", smoke=True)
-    for script, marker in (("ablation", "ablation.json"), ("analyze", "analysis.json")):
-        (tmp_path / "runs" / script / "trial").mkdir(parents=True)
-        (tmp_path / "runs" / script / "trial" / marker).write_text(json.dumps({"source": "synthetic", "synthetic": True}))
-    assert results.copy(tmp_path / "runs", tmp_path / "docs") == 1
-    assert results.copy(tmp_path / "runs", tmp_path / "trial", trials=True) == 4
+def test_weights_are_told_by_their_file():
+    for file, kind in ((None, "imagenet"), ("lite2", "lite2"), ("a/efficientnet_lite2-1.pth", "lite2"),
+                       ("b2-lite2/best.pt", "own")):
+        assert start({"pretrained": True, "weights": file}) == kind
+    assert start({"pretrained": False, "weights": "lite2"}) == "random"
 
 
-def test_paths_of_the_machine_are_not_published(tmp_path):
-    write_run(tmp_path / "runs", "train_baseline", train_baseline.DEFAULT, 0.73, "a")
-    path = tmp_path / "runs/train_baseline/a/recipe.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"runtime": {"data_dir": "/home/me/data", "seed": 1}}))
-    results.copy(tmp_path / "runs", tmp_path / "docs")
-    assert json.loads((tmp_path / "docs/train_baseline/a/recipe.json").read_text())["runtime"] == {"data_dir": None, "seed": 1}
-
-
-def test_another_machine_keeps_its_results(tmp_path):
-    for machine, test in (("CPU x", 0.73), ("NVIDIA H200", 0.74), ("CPU x", 0.75)):
-        source = tmp_path / f"runs{test}"
-        write_run(source, "train_baseline", train_baseline.DEFAULT, test, "a", versions={"hardware": machine, "torch": "2.9", "python": "3", "git_commit": "c"})
-        results.copy(source, tmp_path / "docs")
-    kept = {run.folder.name: run.result["test_top1"] for run in results.find(tmp_path / "docs")}
-    assert kept == {"a": 0.75, "a-nvidia-h200": 0.74}  # the same machine's later run replaces its earlier one
-
-
-def test_costs_come_from_the_runs(tmp_path):
-    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a", peak_memory_bytes=None, peak_rss_bytes=1_500_000_000)
-    line = cells(tmp_path, "baseline")
-    assert (line["training"], line["wall-clock"], line["memory"]) == ("90 s", "110 s", "1.5 GB RAM")
-    write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, seed=1), 0.74, "b", peak_memory_bytes=None, peak_rss_bytes=2_500_000_000, resumed=True)
-    line = cells(tmp_path, "baseline")
-    assert (line["wall-clock"], line["memory"]) == ("–", "2.0 GB RAM")  # a resumed run's last process tells nothing of the whole
-    write_run(tmp_path, "train_effnet", replace(train_effnet.DEFAULT, resize=2), 0.93, "c", peak_memory_bytes=3_000_000_000, peak_rss_bytes=1)
-    assert cells(tmp_path, "b2")["memory"] == "3.0 GB"
-
-
-def cells(root: Path, key: str) -> dict[str, str]:
-    row = next(row for row in results.ROWS if row.key == key)
-    ((full, runs),) = results.groups(row, results.find(root))
-    assert full
-    return results.cells(row, runs)
-
-
-def test_another_data_set_counts_as_pretraining_alone(tmp_path):
-    scratch = replace(train_effnet.SCRATCH, resize=2)
-    write_run(tmp_path, "train_effnet", scratch, 0.40, "tiny", "class folders, 200 classes", [f"n{k}" for k in range(200)])
-    write_run(tmp_path, "train_effnet", replace(train_effnet.DEFAULT, resize=2, weights="tiny/best.pt"), 0.95, "own")
-    lines = {line.split(" | ")[0]: line for line in results.table(results.find(tmp_path)).splitlines()}
-    assert "40.00" in lines["| EfficientNet-B2, pretraining (200 classes)"] and "95.00" in lines["| EfficientNet-B2, 64 px, own weights"]
-    assert all("not measured" in lines[f"| EfficientNet-B2, 64 px, {name}"] for name in ("from scratch", "ImageNet weights"))
-
-
-def test_two_machines_do_not_share_a_row(tmp_path):
+def test_two_machines_and_another_data_set_do_not_share_a_line(tmp_path):
     write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a")
-    write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, seed=1), 0.75, "b", versions={"hardware": "GPU y", "torch": "2.9"})
-    lines = [line for line in results.table(results.find(tmp_path)).splitlines() if line.startswith("| SimpleCNN")]
-    assert len(lines) == 2 and "CPU x" in lines[0] and "GPU y" in lines[1] and all("n = 1" in line for line in lines)
+    gpu = {**VERSIONS, "hardware": "GPU y"}
+    write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, seed=1), 0.75, "b", versions=gpu)
+    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.5, "c", class_names=["ant", "bee"])
+    found = lines(tmp_path, "SimpleCNN")
+    assert len(found) == 2 and "CPU x" in found[0] and "GPU y" in found[1]
 
 
-def test_the_size_curve_needs_two_sizes(tmp_path):
-    write_run(tmp_path, "train_effnet", replace(train_effnet.DEFAULT, resize=2), 0.93, "two")
-    assert not results.size_curve(results.find(tmp_path), tmp_path / "c.png")
-    write_run(tmp_path, "train_effnet", train_effnet.DEFAULT, 0.86, "one")
-    assert results.size_curve(results.find(tmp_path), tmp_path / "c.png") and (tmp_path / "c.png").stat().st_size > 10_000
+def test_a_resumed_run_has_no_wall_clock(tmp_path):
+    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a", resumed=True)
+    assert "| 80 s | – |" in lines(tmp_path, "SimpleCNN")[0]
 
 
-def ablation_json(folder: Path, seeds: list[int], top1: float, source: str = "CIFAR-10", arms=tuple(REPORT_TOP1), failed=(), **changed) -> None:
+def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
+    runs, docs = tmp_path / "runs", tmp_path / "docs"
+    write_run(runs, "train_baseline", train_baseline.DEFAULT, 0.73, "real")
+    write_run(runs, "train_baseline", train_baseline.DEFAULT, 0.99, "drawn", source="synthetic")
+    write_run(runs, "ablation/s", B2, 0.93, "EfficientNetB2_Pretrained-seed0")
+    for script, marker in (("ablation", "ablation.json"), ("analyze", "analysis.json")):
+        (runs / script / "trial").mkdir(parents=True)
+        (runs / script / "trial" / marker).write_text('{"source": "synthetic"}')
+    (runs / "bench.json").write_text("{}")
+    assert copy(runs, docs) == 3
+    assert (docs / "bench.json").is_file() and not (docs / "train_baseline/drawn").exists()
+    assert read_csv(docs / "train_baseline/real/history.csv")[0]["stage"] == "head"
+    card = json.loads((docs / "train_baseline/real/recipe.json").read_text())
+    assert card["runtime"] == {"data_dir": None, "seed": 1}
+    assert "93.00" in lines(docs, "EfficientNet-B2, 64 px, ImageNet")[0]  # an arm is a run like any other
+
+
+def test_runs_that_chose_a_default_are_grouped_by_setting(tmp_path):
+    for lr, vals in ((1e-3, (0.80, 0.82)), (2e-3, (0.70, 0.72, 0.74))):
+        for seed, val in enumerate(vals):
+            recipe = replace(B2, lr=lr, seed=seed, train_limit=4500)
+            write_run(tmp_path, "train_effnet", recipe, 0.5, f"lr{lr}-seed{seed}", val_top1=val)
+    text = re.sub(" +", " ", pages.tuning(find(tmp_path))).splitlines()
+    assert text[0] == "| lr | head_epochs | epochs | batch_size | train_limit | val % |"
+    assert text[2].startswith("| 0.001 |") and text[2].endswith("| 81.00 ± 1.41 (n = 2) |")
+    assert text[3].startswith("| 0.002 |") and text[3].endswith("| 72.00 ± 2.00 (n = 3) |")
+
+
+def write_ablation(root: Path, name: str, seeds: list[int], top1: float, gaps=(), **changed) -> None:
+    folder = root / "ablation" / name
     folder.mkdir(parents=True)
-    rows = [dict.fromkeys(COLUMNS) | {"arm": arm, "n": len(seeds), "top1": top1, "parameters": 7, "batch_n": 125} for arm in arms]
-    recipe = asdict(replace(train_effnet.DEFAULT, **{"resize": 2, **changed}))
-    (folder / "ablation.json").write_text(json.dumps({"seeds": seeds, "source": source, "class_names": CLASSES, "rows": rows, "recipe": recipe,
-                                                      "failed": dict.fromkeys(failed, "why"), "conclusions": ["NoLS: nothing."]}))
+    table = {
+        "recipe": asdict(replace(B2, **changed)), "seeds": seeds, "gaps": dict.fromkeys(gaps, "missing"),
+        "rows": [{"arm": "Control", "top1": top1}], "conclusions": [f"{name} was said."],
+    }  # fmt: skip
+    (folder / "ablation.json").write_text(json.dumps(table))
+    (folder / "ablation.md").write_text("words\n\n![arms](ablation.png)\n")
 
 
 def test_the_ablation_shown_is_the_whole_one_with_most_seeds(tmp_path):
-    ablation_json(tmp_path / "ablation/small", [0, 1, 2], 0.20, train_limit=1000)
-    ablation_json(tmp_path / "ablation/short", [0, 1, 2], 0.20, epochs=3)
-    ablation_json(tmp_path / "ablation/drawn", [0, 1, 2], 0.30, "synthetic")
-    ablation_json(tmp_path / "ablation/part", [0, 1, 2], 0.40, arms=("EfficientNetB2_Pretrained",))
-    ablation_json(tmp_path / "ablation/broken", [0, 1, 2], 0.50, failed=("EfficientNetB2_NoLS-seed0",))
-    assert "not measured" in results.ablation(tmp_path)
-    ablation_json(tmp_path / "ablation/one", [0], 0.90)
-    ablation_json(tmp_path / "ablation/two", [0, 1], 0.95, weights="own/best.pt")
-    assert "95.00" in results.ablation(tmp_path) and "- NoLS: nothing." in results.ablation(tmp_path)
+    write_ablation(tmp_path, "small", [0, 1, 2], 0.20, train_limit=1000)
+    write_ablation(tmp_path, "broken", [0, 1, 2], 0.50, gaps=["NoLS-seed0"])
+    assert pages.readme(tmp_path)["Ablation"] == "not measured\n"
+    write_ablation(tmp_path, "one", [0], 0.90)
+    write_ablation(tmp_path, "two", [0, 1], 0.95)
+    assert "95.00" in pages.readme(tmp_path)["Ablation"] and pages.said(tmp_path) == ["two was said."]
+    assert "(ablation/one/ablation.png)" in pages.overview(tmp_path)
 
 
-def test_a_bench_is_named_for_its_machine(tmp_path):
-    one = {"model": "simple_cnn", "batch_size": 125, "variant": "train plain", "precision": "float32", "images_per_s": 1000.0, "samples": [900.0, 1100.0],
-           "ratio_to_plain": 1.0, "cold_seconds": 0.5, "bound": {"images_per_s": 4000.0}}
-    profile = {"model": "simple_cnn", "batch_size": 125, "precision": "float32", "step_seconds": 0.002, "busy_seconds": 0.001,
-               "kernels": [{"name": "gemm<a|b>", "calls": 2.0, "seconds": 0.00075}, {"name": "copy", "calls": 1.0, "seconds": 0.00025}]}
-    source, target = tmp_path / "runs", tmp_path / "docs"
-    source.mkdir(), target.mkdir()
-    (source / "bench.json").write_text(json.dumps({"environment": {"hardware": "NVIDIA H200", "torch": "2.9", "git_commit": "abc"}, "results": [one], "profiles": [profile]}))
-    assert results.copy(source, target) == 1 and (target / "bench-nvidia-h200.json").is_file()
-    assert "| simple_cnn | 125 | train plain | float32 | 1,000 | 900-1,100 | 1.00 | 25% | 0.5 |" in results.speed(target)
-    assert "| `gemm<a\\|b>` | 2 | 0.75 | 75.0% |" in results.speed(target)
+def test_a_bench_is_a_folded_table(tmp_path):
+    one = {
+        "model": "simple_cnn", "batch_size": 125, "variant": "train plain", "precision": "float32",
+        "images_per_s": 1000.0, "ratio_to_plain": 1.0, "cold_seconds": 0.5,
+    }  # fmt: skip
+    env = {"hardware": "NVIDIA H200", "torch": "2.9", "git_commit": "abc"}
+    (tmp_path / "bench.json").write_text(json.dumps({"environment": env, "results": [one]}))
+    text = re.sub(" +", " ", pages.overview(tmp_path))
+    assert "<summary>bench.json: NVIDIA H200, torch 2.9, commit abc</summary>" in text
+    assert "| simple_cnn | 125 | train plain | float32 | 1,000 | 1.00 | 0.5 |" in text
 
 
-def test_publishing_copies_and_fills_the_readme(tmp_path, monkeypatch):
+def test_markdown_is_aligned_numbers_to_the_right():
+    assert markdown([["run", "n"], ["a", "10"], ["long", "1"]]) == (
+        "| run  |    n |\n| ---- | ---: |\n| a    |   10 |\n| long |    1 |\n"
+    )
+    assert markdown([["run", "n"]]) == "not measured\n"
+
+
+def test_publishing_fills_both_guides_with_the_same_numbers(tmp_path, monkeypatch):
     write_run(tmp_path / "runs", "train_baseline", train_baseline.DEFAULT, 0.73, "a")
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{results.MARK}\nold\n{results.END}\nafter\n")
+    write_run(tmp_path / "tune", "train_effnet", B2, 0.5, "lr-seed0")
+    marks = f"before\n{results.MARK}\nold\n{results.END}\nafter\n"
+    english, chinese = tmp_path / "README.md", tmp_path / "docs/README.zh.md"
+    chinese.parent.mkdir()
+    english.write_text(marks), chinese.write_text(marks)
     monkeypatch.chdir(tmp_path)
-    assert results.publish(tmp_path / "runs", tmp_path / "docs") == 1 and "old" in readme.read_text()  # another place leaves README alone
-    assert results.publish(tmp_path / "runs", tmp_path / "docs/results") == 1 and "73.00" in readme.read_text()
-    assert (tmp_path / "docs/train_baseline/a/history.csv").read_text() == "epoch,val_top1\n1,0.5\n2,0.75\n"
-    results.fill_readme(readme, tmp_path / "docs")
-    text = readme.read_text()
-    assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text and "73.00" in text
-    assert "It overfits." in results.overview(results.find(tmp_path / "docs"), tmp_path / "docs")
-    readme.write_text("no marks")
+    assert results.publish(Path("runs"), Path("elsewhere")) == 1 and "old" in english.read_text()
+    assert results.publish(Path("runs"), Path("docs/results"), Path("tune")) == 2
+    texts = english.read_text(), chinese.read_text(encoding="utf-8")
+    for text in texts:
+        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
+    assert "73.00" in texts[0] and "未测量" in texts[1] and "not measured" not in texts[1]
+    assert numbers(texts[0]) == numbers(texts[1])
+    page = Path("docs/results/README.md").read_text()
+    assert "It overfits." in page and page.count("\n## ") == 8 and Path("docs/results/study.png").is_file()
+    assert results.publish(Path("docs/results"), Path("docs/results")) == 0  # the pages anew
+    assert Path("docs/results/README.md").read_text() == page
+    english.write_text("no marks")
     with pytest.raises(InputError, match="lacks the marks"):
-        results.fill_readme(readme, tmp_path / "docs")
+        results.fill(english, Path("docs/results"))
 
 
-def test_the_readme_shows_the_published_files():
-    root = Path(__file__).parent.parent
-    assert f"{results.MARK}\n{results.summary(root / 'docs' / 'results')}{results.END}" in (root / "README.md").read_text()
+def numbers(text: str) -> list[str]:
+    """Every number of the tables in a page."""
+    tables = "\n".join(line for line in text.splitlines() if line.startswith("|"))
+    return re.findall(r"\d+(?:[.,]\d+)*", tables)
+
+
+def test_the_study_figure_is_drawn_of_what_there_is(tmp_path):
+    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a")
+    write_run(tmp_path, "train_effnet", replace(B2, epochs=9), 0.95, "b")
+    figures.study(find(tmp_path), tmp_path / "study.png")
+    assert (tmp_path / "study.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", results.GUIDES)
+def test_the_guides_show_the_published_files(name, tmp_path):
+    page = ROOT / name
+    if not page.is_file():
+        pytest.skip(f"there is no {name}")
+    filled = tmp_path / page.name
+    filled.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+    results.fill(filled, ROOT / "docs/results")
+    assert filled.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")

@@ -1,0 +1,109 @@
+"""Finished runs as their files tell them, and copies of the small files of all of them."""
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from common.config import Recipe
+from common.data.sources import CLASSES
+from common.files import read_json, write_json
+from common.study.rows import STARTS, Row, row_of, start
+from common.study.tables import read_csv
+
+RUN_FILES = ("recipe.json", "result.json", "history.csv", "curves.png")
+PLACES = {  # the file that shows a finished piece of work → what is published of its folder
+    "*/*/result.json": RUN_FILES,
+    "ablation/*/*/result.json": RUN_FILES,
+    "ablation/*/ablation.json": ("ablation.json", "ablation.csv", "ablation.md", "ablation.png"),
+    "analyze/*/analysis.json": (
+        "analysis.json", "confusion.csv", "confusion.png", "per_class.csv", "per_class.png",
+        "reliability.png", "faithfulness.png",
+    ),
+    "bench*.json": (),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Found:
+    """A finished run: its folder, the content of recipe.json and result.json, and its history."""
+
+    folder: Path
+    card: dict[str, Any]
+    result: dict[str, Any]
+    history: list[dict[str, str]]
+
+    @cached_property
+    def recipe(self) -> dict[str, Any]:
+        """Every field of the recipe, those younger than the run at their defaults."""
+        return asdict(Recipe()) | self.card["recipe"]
+
+    @cached_property
+    def row(self) -> Row | None:
+        """The row of the result table that counts this run; none for other images than CIFAR-10's."""
+        return row_of(self.recipe) if is_cifar10(self.result) else None
+
+    @property
+    def weights(self) -> str:
+        """What the run started from, in words; derived from the recipe where the run is older than that entry."""
+        return self.result.get("weights") or STARTS[start(self.recipe)]
+
+    @property
+    def alike(self) -> str:
+        """Equal for runs that differ in their seed alone: settings, weights, split, machine and versions are the same."""
+        versions = self.result["versions"]
+        machine = [versions.get(key) for key in ("hardware", "torch", "precision")]
+        recipe = self.recipe | {"seed": 0, "weights": self.weights}
+        return str((recipe, self.card.get("split_hash"), machine))
+
+    @property
+    def rate(self) -> float:
+        """Images/s of the fastest epoch that trained the whole network."""
+        stage = self.history[-1]["stage"]
+        return max(float(row["images_per_s"]) for row in self.history if row["stage"] == stage)
+
+
+def is_cifar10(result: dict[str, Any]) -> bool:
+    """Whether a result is of CIFAR-10; results older than the list of names had ten classes only of CIFAR-10."""
+    names = result.get("class_names")
+    return result["source"] != "synthetic" and tuple(names or CLASSES) == CLASSES
+
+
+def find(root: Path) -> list[Found]:
+    """Every finished run below `root`, arms of ablations included, sorted by folder."""
+    paths = [*root.glob("*/*/result.json"), *root.glob("ablation/*/*/result.json")]
+    found = []
+    for path in sorted(paths):
+        folder = path.parent
+        card = read_json(folder / "recipe.json")
+        found.append(Found(folder, card, read_json(path), read_csv(folder / "history.csv")))
+    return found
+
+
+def groups(found: Sequence[Found]) -> list[list[Found]]:
+    """Runs that differ in their seed alone, together, in the order in which they are found."""
+    alike: dict[str, list[Found]] = {}
+    for run in found:
+        alike.setdefault(run.alike, []).append(run)
+    return list(alike.values())
+
+
+def copy(source: Path, target: Path) -> int:
+    """Copy the small files of all finished work in `source` but that on drawn images; the number of places."""
+    count = 0
+    for pattern, names in PLACES.items():
+        for marker in sorted(source.glob(pattern)):
+            if read_json(marker).get("source") == "synthetic":
+                continue
+            place = target / marker.parent.relative_to(source)
+            place.mkdir(parents=True, exist_ok=True)
+            for name in names or [marker.name]:
+                if (marker.parent / name).is_file():
+                    shutil.copyfile(marker.parent / name, place / name)
+            if marker.name == "result.json":  # a path of this machine is no result
+                card = read_json(place / "recipe.json")
+                card["runtime"] = card.get("runtime", {}) | {"data_dir": None}
+                write_json(place / "recipe.json", card)
+            count += 1
+    return count

@@ -1,0 +1,229 @@
+"""The published tables and the page of all measured results, as Markdown; every number from a file of a real run."""
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from common.analysis.findings import claims, findings
+from common.files import read_json
+from common.metrics import t_interval
+from common.study import ablation
+from common.study.found import Found, find, groups
+from common.study.rows import ROWS, STARTS, Row
+from common.study.tables import markdown
+from common.words import duration, number, percent
+
+Content = dict[str, Any]
+UNMEASURED = "not measured"
+HEADS = (
+    "run", "weights", "first study %", "test top-1 %", "val %", "epochs", "training", "wall-clock", "images/s",
+    "hardware", "command",
+)  # fmt: skip
+SHORT = HEADS[:-1]  # of README.md's table
+TUNED = ("lr", "head_epochs", "epochs", "batch_size", "train_limit")
+PAGE = """# Measured results
+
+- [Findings](#findings)
+- [Results](#results), [with other settings](#other-settings), [defaults chosen on val](#defaults-chosen-on-val)
+- [Ablation](#ablation)
+- [Analysis](#analysis)
+- [Runs](#runs)
+- [Speed](#speed)
+
+Written by `python -m common.study.results`; every number comes from the files beside it. *first study*: the one made by hand that
+this one repeats, its test accuracy or, where it gave only that, val. *training*: the sum of the epochs, evaluation on val
+included. *wall-clock*: the whole process, imports, data, test and figures included. *images/s*: of the fastest epoch that trained
+the whole network. ±: standard deviation over n seeds.
+
+{about}
+## Findings
+
+{findings}
+## Results
+
+![Test accuracy beside the first study's](study.png)
+
+{results}
+## Other settings
+
+{other}
+## Defaults chosen on val
+
+{tuning}
+## Ablation
+
+{ablation}
+## Analysis
+
+{analysis}
+## Runs
+
+{runs}
+## Speed
+
+{speed}"""
+RUN = """<details><summary>{place}: test {test}, from {weights}</summary>
+
+{diagnosis}
+
+![curves]({place}/curves.png)
+
+[history]({place}/history.csv) · [result]({place}/result.json) · [recipe]({place}/recipe.json)
+</details>
+"""
+ANALYSIS = """### {name}
+
+![confusion](analyze/{name}/confusion.png)
+
+![reliability](analyze/{name}/reliability.png)
+
+![faithfulness](analyze/{name}/faithfulness.png)
+"""
+ABLATION = """### {name}
+
+{text}
+"""
+SPEED = """<details><summary>{name}: {hardware}, torch {torch}, commit {git_commit}</summary>
+
+[All figures, and the kernels of a step where they were measured]({name})
+
+{rates}
+</details>
+"""
+
+
+def line(row: Row, runs: Sequence[Found]) -> list[str]:
+    """The cells of one line; accuracies and times are means over seeds, with the standard deviation where there are several."""
+    command = f"`python {row.command}`"
+    if not runs:
+        start = STARTS[row.starts[0]] if len(row.starts) == 1 else "pretrained"
+        return [row.title, start, row.report, UNMEASURED, *[""] * 6, command]
+    one, result = runs[0], runs[0].result
+    settings = [f"{key} {value}" for key, value in row.changes(one.recipe).items()]
+    resumed = any(run.result.get("resumed") for run in runs)  # then the last process tells nothing of the whole
+    epochs = sorted({len(run.history) for run in runs})
+    versions = result["versions"]
+    machine = [versions["hardware"], f"torch {versions['torch']}", versions.get("precision")]
+    return [
+        ", ".join([row.title, *settings]),
+        one.weights,
+        "–" if one.recipe["train_limit"] else row.report,  # the first study trained on all images
+        _spread([run.result["test_top1"] for run in runs]),
+        _spread([run.result["val_top1"] for run in runs]),
+        " to ".join(map(str, epochs)),
+        duration(_mean([run.result["train_seconds"] for run in runs])),
+        "–" if resumed else duration(_mean([run.result["wall_seconds"] for run in runs])),
+        number(_mean([run.rate for run in runs]), 0),
+        ", ".join(filter(None, machine)),
+        command,
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The mean."""
+    return sum(values) / len(values)
+
+
+def _spread(shares: Sequence[float]) -> str:
+    """Mean in percent, standard deviation and number of seeds."""
+    found = t_interval([100 * share for share in shares])
+    spread = f" ± {number(found.std)} (n = {len(shares)})" if len(shares) > 1 else ""
+    return number(found.mean) + spread
+
+
+def table(found: Sequence[Found], asked: bool = True, heads: Sequence[str] = HEADS) -> str:
+    """What each row's command gives (`asked`), also where nothing was measured, or a line for each other setting."""
+    lines = []
+    for row in ROWS:
+        mine = [run for run in found if run.row is row and asked != bool(row.changes(run.recipe))]
+        unmeasured = [line(row, [])] if asked and "FILE" not in row.command else []
+        lines += [line(row, runs) for runs in groups(mine)] or unmeasured
+    return markdown([heads, *(cells[: len(heads)] for cells in lines)])
+
+
+def tuning(found: Sequence[Found]) -> str:
+    """Val accuracy of each setting that was tried, the best first."""
+    tried = []
+    for runs in groups(found):
+        val = [run.result["val_top1"] for run in runs]
+        settings = [str(runs[0].recipe[key]) for key in TUNED]
+        tried.append((_mean(val), [*settings, _spread(val)]))
+    return markdown([[*TUNED, "val %"], *(cells for _, cells in sorted(tried, reverse=True))])
+
+
+def whole_ablation(target: Path) -> Content | None:
+    """The published ablation without gaps, on all training images, with the most seeds."""
+    tables = [read_json(path, ("recipe", "gaps")) for path in sorted(target.glob("ablation/*/ablation.json"))]
+    whole = [one for one in tables if not one["gaps"] and not one["recipe"]["train_limit"]]
+    return max(whole, key=lambda one: len(one["seeds"]), default=None)
+
+
+def best_analysis(target: Path) -> Content | None:
+    """The published analysis, of all test images, of the checkpoint with the best val accuracy."""
+    found = [read_json(path) for path in sorted(target.glob("analyze/*/analysis.json"))]
+    whole = [one for one in found if one["split"] == "test" and one["request"]["limit"] is None]
+    return max(whole, key=lambda one: one["checkpoint"]["metrics"]["val_top1"], default=None)
+
+
+def said(target: Path) -> list[str]:
+    """The findings in sentences: what the analysis of the best checkpoint and the ablation show."""
+    sentences = []
+    if analysis := best_analysis(target):
+        sentences = [f"Of {analysis['checkpoint']['file']}: {findings(analysis)[0]}", *findings(analysis)[1:]]
+        sentences += [f"The first study said: {claim}. **{verdict}**: {why}" for claim, verdict, why in claims(analysis)]
+    if whole := whole_ablation(target):
+        sentences += whole["conclusions"]
+    return sentences
+
+
+def listed(sentences: Sequence[str]) -> str:
+    """Sentences as a Markdown list."""
+    return "".join(f"- {sentence}\n" for sentence in sentences)
+
+
+def readme(target: Path) -> dict[str, str]:
+    """Caption → tables and findings that README.md shows."""
+    found, whole = find(target), whole_ablation(target)
+    return {
+        "Results": table(found, heads=SHORT),
+        "With other settings": table(found, asked=False, heads=SHORT),
+        "Ablation": markdown(ablation.grid(whole) if whole else []),
+        "Findings": listed(said(target)),
+    }
+
+
+def overview(target: Path) -> str:
+    """`target`/README.md: contents, findings, tables, and what each run and the bench say."""
+    found = find(target)
+    note = target / "about.md"  # what no file of a run knows: the state of the data, who shared the machine
+    parts = {"analysis": "", "ablation": "", "runs": "", "speed": ""}
+    for path in sorted(target.glob("ablation/*/ablation.md")):
+        name = quote(path.parent.name)
+        text = path.read_text().replace("(ablation.png)", f"(ablation/{name}/ablation.png)")
+        parts["ablation"] += ABLATION.format(name=name, text=text)
+    for path in sorted(target.glob("analyze/*/analysis.json")):
+        parts["analysis"] += ANALYSIS.format(name=quote(path.parent.name))
+    for run in found:
+        place = quote(run.folder.relative_to(target).as_posix())
+        test, words = percent(run.result["test_top1"]), " ".join(run.result["diagnosis"])
+        parts["runs"] += RUN.format(place=place, test=test, weights=run.weights, diagnosis=words)
+    for path in sorted(target.glob("bench*.json")):
+        bench = read_json(path, ("environment", "results"))
+        parts["speed"] += SPEED.format(name=path.name, rates=rates(bench["results"]), **bench["environment"])
+    return PAGE.format(
+        about=note.read_text() if note.is_file() else "",
+        findings=listed(said(target)),
+        results=table(found),
+        other=table(found, asked=False),
+        tuning=tuning(find(target / "tuning")),
+        **parts,
+    )
+
+
+def rates(results: Sequence[Content]) -> str:
+    """The table of a bench."""
+    grid = [["network", "batch", "variant", "precision", "images/s", "× plain", "cold s"]]
+    for one in results:
+        numbers = [number(one["images_per_s"], 0), number(one["ratio_to_plain"]), number(one["cold_seconds"], 1)]
+        grid.append([one["model"], str(one["batch_size"]), one["variant"], one["precision"], *numbers])
+    return markdown(grid)
