@@ -1,4 +1,5 @@
-"""Phase 4: five arms, each one variable away from the control, measured fairly and concluded honestly.
+"""Phase 4: five arms, each one variable away from the control, measured fairly and
+concluded honestly.
 
     python ablation.py --all                                     # five arms, seed 0
     python ablation.py --all --seeds 0 1 2                       # mean, standard deviation, intervals
@@ -8,9 +9,8 @@
     python ablation.py --all --seeds 0 1 2 --collect             # no training: merge what the shards wrote
     python ablation.py --all --smoke                             # the whole path on drawn images, offline, two minutes
 
-Every arm is train_effnet.py with --resize 2 and one change. A finished run is skipped, an interrupted one goes on, a
-failed one is marked and leaves the others running.
-"""
+Every arm is train_effnet.py with --resize 2 and one change. A finished run is skipped, an
+interrupted one goes on, a failed one is marked and leaves the others running. """
 import argparse
 import re
 import time
@@ -48,7 +48,8 @@ Job = tuple[str, int]  # an arm and a seed
 
 
 def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
-    """What this script alone asks for (arms, seeds, shard, collect), the control's recipe, and the runtime."""
+    """What this script alone asks for (arms, seeds, shard, collect), the control's recipe,
+    and the runtime."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("ablation")
     group.add_argument("--all", action="store_true", help="all five arms")
@@ -90,10 +91,11 @@ def train(recipe: Recipe, runtime: Runtime, folder: Path) -> None:
 
 
 def run_job(job: Job, control: Recipe, runtime: Runtime, study: Path) -> None:
-    """Train one arm with one seed, unless it is finished; its cost is measured beside it, and a failure is marked.
+    """Train one arm with one seed, unless it is finished; its cost is measured beside it,
+    and a failure is marked.
 
-    A run that was made with other settings is such a failure: two studies never mix in one folder.
-    """
+    A run that was made with other settings is such a failure: two studies never mix in one
+    folder. """
     from common.study.ablation import measure_cost
 
     arm, seed = job
@@ -109,7 +111,8 @@ def run_job(job: Job, control: Recipe, runtime: Runtime, study: Path) -> None:
 
 
 def weights_for_smoke(control: Recipe, runtime: Runtime, study: Path) -> str:
-    """Weights that need no network: the installed package's, else those of a tiny training run of its own."""
+    """Weights that need no network: the installed package's, else those of a tiny training
+    run of its own."""
     from common.models.weights import lite2_file
 
     if lite2_file():

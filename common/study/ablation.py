@@ -48,7 +48,8 @@ METHOD = (
 
 
 def measure_cost(folder: Path, runtime: Runtime, quick: bool = False) -> None:
-    """Write cost.json beside a finished run, unless it is there: memory and latency of its network."""
+    """Write cost.json beside a finished run, unless it is there: memory and latency of its
+    network."""
     if (folder / "cost.json").is_file():
         return
     device = pick_device(runtime)
@@ -60,7 +61,8 @@ def measure_cost(folder: Path, runtime: Runtime, quick: bool = False) -> None:
 
 
 def mcnemar_exact(b: int, c: int) -> float:
-    """Two-sided exact p of McNemar's test: how likely so uneven a split of `b + c` disagreements is by chance.
+    """Two-sided exact p of McNemar's test: how likely so uneven a split of `b + c`
+    disagreements is by chance.
 
     Args:
         b, c: images that only the first, and only the second, of two classifiers gets right.
@@ -71,9 +73,11 @@ def mcnemar_exact(b: int, c: int) -> float:
 
 
 def collect(study: Path, arms: Sequence[str], seeds: Sequence[int], control: str, recipe: Table) -> Table:
-    """The table of all finished runs `<study>/<arm>-seed<seed>`, ready for JSON; accuracies are fractions.
+    """The table of all finished runs `<study>/<arm>-seed<seed>`, ready for JSON; accuracies
+    are fractions.
 
-    Differences to the control are paired by seed. Intervals are Student-t, 95 %, over seeds; None with fewer than two.
+    Differences to the control are paired by seed. Intervals are Student-t, 95 %, over
+    seeds; None with fewer than two.
 
     Args:
         recipe: every field of the control's.
@@ -121,13 +125,15 @@ def _row(study: Path, arm: str, control: str, results: Table) -> Table:
 
 
 def _interval(names: Sequence[str], values: Sequence[float]) -> Table:
-    """Mean, standard deviation and the interval's ends under `names`; None for what too few values cannot give."""
+    """Mean, standard deviation and the interval's ends under `names`; None for what too few
+    values cannot give."""
     found = t_interval(values) if values else [math.nan] * 4
     return {name: value if math.isfinite(value) else None for name, value in zip(names, found)}
 
 
 def _only_right(*folders: Path) -> list[int] | None:
-    """Test images that only the first, and only the second, of two runs gets right; None without both predictions."""
+    """Test images that only the first, and only the second, of two runs gets right; None
+    without both predictions."""
     right = []
     for folder in folders:
         path = folder / "test_predictions.csv"
@@ -140,7 +146,8 @@ def _only_right(*folders: Path) -> list[int] | None:
 
 
 def conclusions(table: Table) -> list[str]:
-    """What the numbers of this table say, and no more; an effect needs an interval that leaves out 0."""
+    """What the numbers of this table say, and no more; an effect needs an interval that
+    leaves out 0."""
     words = []
     effects = [row for row in table["rows"] if row["delta"] is not None]
     for row in sorted(effects, key=lambda row: row["delta"]):
@@ -187,7 +194,8 @@ def _points(share: float) -> str:
 
 
 def learned(table: Table) -> bool:
-    """Whether some arm is right at least half as often again as guessing is: below that a chart shows noise."""
+    """Whether some arm is right at least half as often again as guessing is: below that a
+    chart shows noise."""
     best = max((row["top1"] for row in table["rows"]), default=0)
     return best * len(table["class_names"] or REPORT_TOP1) > 1.5
 
@@ -208,7 +216,8 @@ def _cell(value: float | None, factor: int, digits: int, sign: str) -> str:
 
 
 def markdown(table: Table) -> str:
-    """The table, how it was measured, and its conclusions, as Markdown that a terminal shows as well."""
+    """The table, how it was measured, and its conclusions, as Markdown that a terminal
+    shows as well."""
     versions = table["versions"] or {}
     machine = f"{versions.get('hardware')}, torch {versions.get('torch')}, commit {versions.get('git_commit')}"
     start = table["weights"] or "pretrained weights"
@@ -218,7 +227,8 @@ def markdown(table: Table) -> str:
 
 
 def write(table: Table, study: Path) -> None:
-    """ablation.json, .csv and .md in the study's folder, and .png where an arm has learned something."""
+    """ablation.json, .csv and .md in the study's folder, and .png where an arm has learned
+    something."""
     write_json(study / "ablation.json", {**table, "conclusions": conclusions(table)})
     columns = ["arm", *COLUMNS]
     rows = [[row.get(key) for key in columns] for row in table["rows"]]

@@ -6,11 +6,11 @@
     python -m common.study.bench --parts profile     # where the time of our step goes, kernel by kernel
     python -m common.study.bench --first-look        # the first ten minutes on a GPU: all that is still open there
 
-*plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision transforms, eager fp32 and, for
-B2, the package as it comes. *ours* is the step of the training scripts,
-eager, captured as a CUDA graph, or compiled and captured. Figures are medians over turns. On a CPU both keep freed memory.
-*Cold* is the time from nothing to the end of the first step; the first variant also loads the device's libraries.
-"""
+*plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision
+transforms, eager fp32 and, for B2, the package as it comes. *ours* is the step of the
+training scripts, eager, captured as a CUDA graph, or compiled and captured. Figures are
+medians over turns. On a CPU both keep freed memory. *Cold* is the time from nothing to the
+end of the first step; the first variant also loads the device's libraries. """
 import argparse
 import itertools
 from dataclasses import dataclass

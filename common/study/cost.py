@@ -1,15 +1,18 @@
 """What a network costs: memory and latency, whatever ran before in the process.
 
-`measure` works on eager copies of the model. The model, its mode and the random state stay as they were.
+`measure` works on eager copies of the model. The model, its mode and the random state stay
+as they were.
 
-Memory is the peak of images, weights, activations, gradients and optimiser state in one training step (the state made
-beforehand), or of images, weights and activations in one forward pass. On CUDA it is what the allocator counts above what was
-held before, `allocated` in tensors and `reserved` in whole segments; an unmeasured round makes the workspaces of cuBLAS and cuDNN
-first, then the cache is emptied. A CPU's resident set keeps pages of earlier work, so there the bytes of live tensors are counted
-at each operation: the same every time, without a kernel's scratch space, and with no `reserved`.
+Memory is the peak of images, weights, activations, gradients and optimiser state in one
+training step (the state made beforehand), or of images, weights and activations in one
+forward pass. On CUDA it is what the allocator counts above what was held before,
+`allocated` in tensors and `reserved` in whole segments; an unmeasured round makes the
+workspaces of cuBLAS and cuDNN first, then the cache is emptied. A CPU's resident set keeps
+pages of earlier work, so there the bytes of live tensors are counted at each operation: the
+same every time, without a kernel's scratch space, and with no `reserved`.
 
-Latency is one forward pass in inference mode, from idle device to idle device, after a warm-up.
-"""
+Latency is one forward pass in inference mode, from idle device to idle device, after a
+warm-up. """
 import copy
 import gc
 import time
@@ -32,7 +35,8 @@ MEMORY_METHOD = {
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that live at the same time while it is entered: `live` now, `peak` at most."""
+    """Counts the bytes of tensors that live at the same time while it is entered: `live`
+    now, `peak` at most."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,7 +68,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_memory(name: str, prepare: Callable, work: Callable, device: torch.device) -> Costs:
-    """Peak megabytes (10^6) of `work(*prepare())`: `<name>_memory_mb` allocated, and on CUDA `<name>_reserved_mb`.
+    """Peak megabytes (10^6) of `work(*prepare())`: `<name>_memory_mb` allocated, and on
+    CUDA `<name>_reserved_mb`.
 
     `prepare` gives model and images.
     """
@@ -91,7 +96,8 @@ def peak_memory(name: str, prepare: Callable, work: Callable, device: torch.devi
 
 
 def latency(name: str, forward: Callable[[], Any], device: torch.device, samples: int, seconds: float) -> Costs:
-    """Milliseconds of `forward()`: the median as `latency_ms_<name>`, and its 90th and 99th percentile.
+    """Milliseconds of `forward()`: the median as `latency_ms_<name>`, and its 90th and 99th
+    percentile.
 
     Args:
         samples: to take after a warm-up of a tenth as many.
@@ -113,7 +119,8 @@ def latency(name: str, forward: Callable[[], Any], device: torch.device, samples
 
 def measure(model: nn.Module, input_size: tuple[int, int, int], batch_size: int, device: torch.device,
             amp: torch.dtype | None = None, quick: bool = False) -> Costs:
-    """The costs of a classifier, ready for JSON: megabytes and milliseconds, see `peak_memory` and `latency`.
+    """The costs of a classifier, ready for JSON: megabytes and milliseconds, see
+    `peak_memory` and `latency`.
 
     Args:
         input_size: (3, H, W) of one image.

@@ -1,9 +1,10 @@
-"""The first ten minutes on a GPU: everything that only one can answer, part by part, printed and written as it goes.
+"""The first ten minutes on a GPU: everything that only one can answer, part by part,
+printed and written as it goes.
 
     python -m common.study.bench --first-look --json FILE
 
-Each part is a process of its own under a time limit, so that one that hangs or dies takes no other with it.
-"""
+Each part is a process of its own under a time limit, so that one that hangs or dies takes
+no other with it. """
 import itertools
 import subprocess
 import sys
@@ -49,7 +50,8 @@ PARTS = (
 
 
 def look(target: Path, gpu: bool, parts: Sequence[Part] = PARTS) -> None:
-    """Run every part and write what it said to `target` after each; one that fails or has no GPU is named and passed over."""
+    """Run every part and write what it said to `target` after each; one that fails or has
+    no GPU is named and passed over."""
     report = []
     for part in parts:
         print(f"\n== {part.name}, at most {part.limit:.0f} s", flush=True)
@@ -61,7 +63,8 @@ def look(target: Path, gpu: bool, parts: Sequence[Part] = PARTS) -> None:
 
 
 def ask(part: Part) -> dict[str, Any]:
-    """Output, seconds and problem (None if it went well) of one part; a run of its own goes into a folder that is removed."""
+    """Output, seconds and problem (None if it went well) of one part; a run of its own goes
+    into a folder that is removed."""
     started = time.monotonic()
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryDirectory() as runs:
         command = [sys.executable, *part.command]
@@ -79,7 +82,8 @@ def ask(part: Part) -> dict[str, Any]:
 
 
 def floor() -> None:
-    """Print the microseconds of a one-element addition in a graph of 1,000, and the bytes/s of a large copy."""
+    """Print the microseconds of a one-element addition in a graph of 1,000, and the bytes/s
+    of a large copy."""
     x = torch.zeros(1, device="cuda")
     graph, _ = record(lambda: [x.add_(1) for _ in range(1000)], torch.cuda.Stream())
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
@@ -89,7 +93,8 @@ def floor() -> None:
 
 
 def captured() -> None:
-    """Print images/s of captured steps in each precision, and seconds to capture with and without cuDNN's search."""
+    """Print images/s of captured steps in each precision, and seconds to capture with and
+    without cuDNN's search."""
     settings = itertools.product(("simple_cnn", "efficientnet_b2"), (125, 500), ("bf16", "fp16", "off"), (True, False))
     for model, batch_size, amp, search in settings:
         torch.backends.cudnn.benchmark = search

@@ -41,17 +41,20 @@ class Found:
 
     @cached_property
     def row(self) -> Row | None:
-        """The row of the result table that counts this run; none for other images than CIFAR-10's."""
+        """The row of the result table that counts this run; none for other images than
+        CIFAR-10's."""
         return row_of(self.recipe) if is_cifar10(self.result) else None
 
     @property
     def weights(self) -> str:
-        """What the run started from, in words; derived from the recipe where the run is older than that entry."""
+        """What the run started from, in words; derived from the recipe where the run is
+        older than that entry."""
         return self.result.get("weights") or STARTS[start(self.recipe)]
 
     @property
     def alike(self) -> str:
-        """Equal for runs that differ in their seed alone: settings, weights, split, machine and versions are the same."""
+        """Equal for runs that differ in their seed alone: settings, weights, split, machine
+        and versions are the same."""
         versions = self.result["versions"]
         machine = [versions.get(key) for key in ("hardware", "torch", "precision")]
         recipe = self.recipe | {"seed": 0, "weights": self.weights}
@@ -65,7 +68,8 @@ class Found:
 
 
 def is_cifar10(result: dict[str, Any]) -> bool:
-    """Whether a result is of CIFAR-10; results older than the list of names had ten classes only of CIFAR-10."""
+    """Whether a result is of CIFAR-10; results older than the list of names had ten classes
+    only of CIFAR-10."""
     names = result.get("class_names")
     return result["source"] != "synthetic" and tuple(names or CLASSES) == CLASSES
 
@@ -90,7 +94,8 @@ def groups(found: Sequence[Found]) -> list[list[Found]]:
 
 
 def copy(source: Path, target: Path) -> int:
-    """Copy the small files of all finished work in `source` but that on drawn images; the number of places."""
+    """Copy the small files of all finished work in `source` but that on drawn images; the
+    number of places."""
     count = 0
     for pattern, names in PLACES.items():
         for marker in sorted(source.glob(pattern)):

@@ -1,8 +1,7 @@
 """The plain loop of most tutorials and ours, as endless iterators that do one step each time.
 
-Plain: PIL images in a DataLoader with workers, torchvision transforms, eager fp32, B2 as its package has it. Ours: `TrainStep`,
-eager, captured as a CUDA graph, or compiled.
-"""
+Plain: PIL images in a DataLoader with workers, torchvision transforms, eager fp32, B2 as
+its package has it. Ours: `TrainStep`, eager, captured as a CUDA graph, or compiled. """
 import itertools
 import os
 from collections.abc import Iterator
@@ -33,7 +32,8 @@ RECIPE_OF = {  # network → the row whose recipe it is measured with; SimpleCNN
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured: a recipe on drawn images (speed does not depend on what they show), and where."""
+    """What is measured: a recipe on drawn images (speed does not depend on what they show),
+    and where."""
 
     recipe: Recipe
     splits: Splits

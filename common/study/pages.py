@@ -1,4 +1,5 @@
-"""The published tables and the page of all measured results, as Markdown; every number from a file of a real run."""
+"""The published tables and the page of all measured results, as Markdown; every number from
+a file of a real run."""
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,8 @@ SPEED = """<details><summary>{name}: {hardware}, torch {torch}, commit {git_comm
 
 
 def line(row: Row, runs: Sequence[Found]) -> list[str]:
-    """The cells of one line; accuracies and times are means over seeds, with the standard deviation where there are several."""
+    """The cells of one line; accuracies and times are means over seeds, with the standard
+    deviation where there are several."""
     command = f"`python {row.command}`"
     if not runs:
         start = STARTS[row.starts[0]] if len(row.starts) == 1 else "pretrained"
@@ -132,7 +134,8 @@ def _spread(shares: Sequence[float]) -> str:
 
 
 def table(found: Sequence[Found], asked: bool = True, heads: Sequence[str] = HEADS) -> str:
-    """What each row's command gives (`asked`), also where nothing was measured, or a line for each other setting."""
+    """What each row's command gives (`asked`), also where nothing was measured, or a line
+    for each other setting."""
     lines = []
     for row in ROWS:
         mine = [run for run in found if run.row is row and asked != bool(row.changes(run.recipe))]
@@ -166,13 +169,14 @@ def best_analysis(target: Path) -> Content | None:
 
 
 def said(target: Path) -> list[str]:
-    """The findings in sentences: what the analysis of the best checkpoint and the ablation show."""
-    sentences = []
-    if analysis := best_analysis(target):
-        sentences = [f"Of {analysis['checkpoint']['file']}: {findings(analysis)[0]}", *findings(analysis)[1:]]
-        sentences += [f"The first study said: {claim}. **{verdict}**: {why}" for claim, verdict, why in claims(analysis)]
-    if whole := whole_ablation(target):
-        sentences += whole["conclusions"]
+    """The findings in sentences: what the ablation and the analysis of the best checkpoint show."""
+    whole, analysis = whole_ablation(target), best_analysis(target)
+    sentences = whole["conclusions"] if whole else []
+    if analysis:
+        first, *rest = findings(analysis)
+        sentences = [*sentences, f"The best checkpoint, {analysis['checkpoint']['file']}: {first}", *rest]
+        for claim, verdict, why in claims(analysis):
+            sentences.append(f"The first study said: {claim}. **{verdict}**: {why}")
     return sentences
 
 

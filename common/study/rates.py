@@ -47,8 +47,8 @@ def pace(steps: Iterator, seconds: float) -> float:
 def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Figures]:
     """Images/s of every variant that this machine can run, printed as a table.
 
-    Variants take turns, so that a machine that slows down slows all; figures are medians over the turns.
-    """
+    Variants take turns, so that a machine that slows down slows all; figures are medians
+    over the turns. """
     tried = {"captured": case.cuda, "compiled": compiled}
     print(f"\n{case}")
     running, cold = {}, {}
@@ -76,7 +76,8 @@ def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Figure
 
 
 def profile(case: Case) -> Figures:
-    """The table of where our step's time goes: by kernel on a GPU, captured if it can be, and by operator on a CPU."""
+    """The table of where our step's time goes: by kernel on a GPU, captured if it can be,
+    and by operator on a CPU."""
     steps = loops.our_train(case, capture=case.cuda)
     for _ in range(3):
         next(steps)

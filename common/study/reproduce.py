@@ -1,13 +1,14 @@
-"""The complete study in one command: every row of the result table, the ablation, the analysis and the bench, published.
+"""The complete study in one command: every row of the result table, the ablation, the
+analysis and the bench, published.
 
     python -m common.study.reproduce                    # CIFAR-10 and the ImageNet weights are fetched on first use
     python -m common.study.reproduce --weights lite2    # pretrained rows and arms start from the weights that pip brings
     python -m common.study.reproduce --list             # only the commands
     python -m common.study.reproduce --smoke            # every step on drawn images, to see that it would work here
 
-Finished steps are skipped and interrupted ones go on, so the same command may be given again. A step that fails leaves the
-others running, is named at the end, and the exit code is 1. At the end docs/results and the guides' tables are written anew.
-"""
+Finished steps are skipped and interrupted ones go on, so the same command may be given
+again. A step that fails leaves the others running, is named at the end, and the exit code
+is 1. At the end docs/results and the guides' tables are written anew. """
 import argparse
 import shlex
 import signal
@@ -34,7 +35,8 @@ class Options:
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the study, its words after `python`, and the file that shows it is finished (None: it sees for itself)."""
+    """One command of the study, its words after `python`, and the file that shows it is
+    finished (None: it sees for itself)."""
 
     command: list[str]
     done: Path | None = None
@@ -46,7 +48,8 @@ class Step:
 
 
 def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[Step]:
-    """Every step, in the order in which they run; the ablation leaves the best arm's checkpoint at best.pt."""
+    """Every step, in the order in which they run; the ablation leaves the best arm's
+    checkpoint at best.pt."""
     out = Path(runtime.out)
     kind = start({"pretrained": True, "weights": options.weights})
     weights = ["--weights", options.weights] if options.weights else []
@@ -79,7 +82,8 @@ def _flags(runtime: Runtime, *names: str) -> list[str]:
 
 
 def run(words: Sequence[str]) -> int:
-    """Exit code of one command, whose output goes where ours goes; a SIGTERM is passed on, a Ctrl-C reaches it by itself."""
+    """Exit code of one command, whose output goes where ours goes; a SIGTERM is passed on,
+    a Ctrl-C reaches it by itself."""
     process = subprocess.Popen([sys.executable, *words])
     try:
         return process.wait()

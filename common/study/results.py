@@ -1,13 +1,14 @@
-"""Publish measured runs: copy their small files and write the result tables, every number from a file of a real run.
+"""Publish measured runs: copy their small files and write the result tables, every number
+from a file of a real run.
 
     python -m common.study.results runs docs/results                      # copies, writes its README.md, fills the guides' tables
     python -m common.study.results runs docs/results --tuning runs-tune   # and the runs by which defaults were chosen
     python -m common.study.results docs/results docs/results              # writes the pages anew
 
-A row holds the runs that its command gives, one per seed; a run with other settings gets a line of its own that shows them. What
-has not been run stands in the table as "not measured". Runs on drawn images are left out, and so are figures that show images of
-the data set: the right to publish those is not ours to give.
-"""
+A row holds the runs that its command gives, one per seed; a run with other settings gets a
+line of its own that shows them. What has not been run stands in the table as "not
+measured". Runs on drawn images are left out, and so are figures that show images of the
+data set: the right to publish those is not ours to give. """
 import argparse
 from pathlib import Path
 
@@ -41,7 +42,8 @@ CHINESE = {
 
 
 def fill(page: Path, target: Path) -> None:
-    """Write the tables of `target` between the two marks of a guide, and for one in English the findings.
+    """Write the tables of `target` between the two marks of a guide, and for one in English
+    the findings.
 
     Raises:
         InputError: the page lacks a mark.
@@ -64,7 +66,8 @@ def fill(page: Path, target: Path) -> None:
 
 
 def publish(source: Path, target: Path, tuning: Path | None = None) -> int:
-    """Copy what is finished, write the overview, and fill the guides if `target` is docs/results; the number of places copied."""
+    """Copy what is finished, write the overview, and fill the guides if `target` is
+    docs/results; the number of places copied."""
     from common.files import write_text
     from common.study import pages
     from common.study.figures import study

@@ -1,4 +1,5 @@
-"""The rows of the result table: what each one runs and which runs it counts, one list for both.
+"""The rows of the result table: what each one runs and which runs it counts, one list for
+both.
 
 Needs no torch, so that the commands that use it answer `--help` at once.
 """
@@ -36,7 +37,8 @@ def start(recipe: Values) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: a key for folder names, a title, the report's percent, a command, the weights it may start from."""
+    """A line of the table: a key for folder names, a title, the report's percent, a
+    command, the weights it may start from."""
 
     key: str
     title: str

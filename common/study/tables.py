@@ -13,7 +13,8 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def markdown(grid: Sequence[Sequence[str]]) -> str:
-    """Header and rows of cells as an aligned Markdown table, numbers to the right; without rows it says so."""
+    """Header and rows of cells as an aligned Markdown table, numbers to the right; without
+    rows it says so."""
     if len(grid) < 2:
         return "not measured\n"
     columns = []

@@ -1,4 +1,5 @@
-"""Five arms, each one field away from the control; words that claim no more than the runs show; reruns that only fill gaps."""
+"""Five arms, each one field away from the control; words that claim no more than the runs
+show; reruns that only fill gaps."""
 import csv
 import json
 import os
@@ -218,7 +219,8 @@ def test_bad_choices_are_exit_2(run_script):
 
 @pytest.mark.slow
 def test_killed_after_two_arms_and_started_again_equals_uninterrupted(tmp_path):
-    """The smoke study on a few images: kill -9 in the third arm, start again, and the accuracies are the same."""
+    """The smoke study on a few images: kill -9 in the third arm, start again, and the
+    accuracies are the same."""
     tiny = ("--train-limit", "20", "--val-size", "20", "--batch-size", "10", "--deterministic")
     flags = ("--all", "--smoke", *tiny, "--name", "s")
 

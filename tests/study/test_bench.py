@@ -1,4 +1,5 @@
-"""The bench measures what it says: variants that this machine can run, ratios of medians, and a first look that never stops."""
+"""The bench measures what it says: variants that this machine can run, ratios of medians,
+and a first look that never stops."""
 import json
 import statistics
 import sys
@@ -93,7 +94,8 @@ def test_a_first_look_without_a_gpu_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_our_step_learns_as_the_plain_loop_does():
-    """The same images in the same order, from the same weights: fp32 losses are equal to rounding, for thirty steps."""
+    """The same images in the same order, from the same weights: fp32 losses are equal to
+    rounding, for thirty steps."""
     splits = make_splits(*draw(60, seed=0), *draw(20, seed=1), CLASSES, "synthetic", val_size=100)
     recipe = Recipe(model="improved_cnn", batch_size=50, lr=0.01, weight_decay=5e-4, decay_all=True)
     prepare = Preprocess(splits.mean, splits.std, 1, Augmentation.of(recipe), CPU)

@@ -1,4 +1,5 @@
-"""The study's one command: every row of the table becomes runs, finished ones are skipped, failures do not stop the rest."""
+"""The study's one command: every row of the table becomes runs, finished ones are skipped,
+failures do not stop the rest."""
 import subprocess
 import sys
 from dataclasses import asdict
@@ -62,7 +63,8 @@ def test_names_of_runs_from_other_weights_differ():
 
 @pytest.fixture
 def ran(tmp_path, monkeypatch):
-    """Commands that `main` ran in an empty folder, as if each ended at once with the exit code in `codes` (default 0)."""
+    """Commands that `main` ran in an empty folder, as if each ended at once with the exit
+    code in `codes` (default 0)."""
     monkeypatch.chdir(tmp_path)
     done: list[str] = []
     codes: dict[str, int] = {}
