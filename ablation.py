@@ -1,13 +1,13 @@
 """Phase 4: five arms, each one variable away from the control, measured fairly and
 concluded honestly.
 
-    python ablation.py --all                                     # five arms, seed 0
-    python ablation.py --all --seeds 0 1 2                       # mean, standard deviation, intervals
-    python ablation.py --all --weights lite2                     # from the ImageNet weights that pip brings
-    python ablation.py --arms EfficientNetB2_NoLS --seeds 0      # single arms; the control is always needed for a Δ
-    python ablation.py --all --seeds 0 1 2 --shard 2/5           # this machine's fifth of the runs
-    python ablation.py --all --seeds 0 1 2 --collect             # no training: merge what the shards wrote
-    python ablation.py --all --smoke                             # the whole path on drawn images, offline, two minutes
+    python ablation.py --all                                  # five arms, seed 0
+    python ablation.py --all --seeds 0 1 2                    # with intervals
+    python ablation.py --all --weights lite2                  # from the weights that pip brings
+    python ablation.py --arms EfficientNetB2_NoLS --seeds 0   # single arms, beside the control
+    python ablation.py --all --seeds 0 1 2 --shard 2/5        # this machine's fifth of the runs
+    python ablation.py --all --seeds 0 1 2 --collect          # merge what the shards wrote
+    python ablation.py --all --smoke                          # on drawn images, two minutes
 
 Every arm is train_effnet.py with --resize 2 and one change. A finished run is skipped, an
 interrupted one goes on, a failed one is marked and leaves the others running. """
@@ -30,8 +30,8 @@ ARMS = {
     "EfficientNetB2_NoRE": {"random_erasing": 0.0},
 }
 FLAGS = (
-    "synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay", "head_epochs", "head_lr",
-    "resize", "label_smoothing", "random_erasing", "patience", "weights",
+    "synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay",
+    "head_epochs", "head_lr", "resize", "label_smoothing", "random_erasing", "patience", "weights",
 )  # fmt: skip
 RUNTIME_FLAGS = (  # no --resume: a rerun goes on by itself
     "data_dir", "offline", "device", "amp", "compile", "deterministic", "out", "run_name", "smoke",
@@ -53,11 +53,32 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("ablation")
     group.add_argument("--all", action="store_true", help="all five arms")
-    group.add_argument("--arms", nargs="+", choices=list(ARMS), metavar="ARM", help=f"some of: {', '.join(ARMS)}")
-    group.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="runs of each arm (default: 0)")
-    group.add_argument("--shard", metavar="I/N", help="run the I-th of N parts of arms × seeds, I from 1")
-    group.add_argument("--collect", action="store_true", help="train nothing: merge finished runs, name what is missing")
-    group.add_argument("--recipe", choices=("default", "report"), default="default", help="of train_effnet.py")
+    group.add_argument(
+        "--arms",
+        nargs="+",
+        choices=list(ARMS),
+        metavar="ARM",
+        help=f"some of: {', '.join(ARMS)}",
+    )
+    group.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        default=[0],
+        metavar="N",
+        help="runs of each arm (default: 0)",
+    )
+    group.add_argument(
+        "--shard", metavar="I/N", help="run the I-th of N parts of arms × seeds, I from 1"
+    )
+    group.add_argument(
+        "--collect",
+        action="store_true",
+        help="train nothing: merge finished runs, name what is missing",
+    )
+    group.add_argument(
+        "--recipe", choices=("default", "report"), default="default", help="of train_effnet.py"
+    )
     add_flags(parser, replace(train_effnet.DEFAULT, resize=2), FLAGS)
     add_flags(parser, Runtime(), RUNTIME_FLAGS)
     given = parser.parse_args()
@@ -66,9 +87,13 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     if min(given.seeds) < 0 or len(set(given.seeds)) < len(given.seeds):
         parser.error("--seeds must be different whole numbers from 0")
     arms = given.arms or list(ARMS)
-    given.arms = arms if CONTROL in arms else [CONTROL, *arms]  # an effect is a difference to the control
+    given.arms = (
+        arms if CONTROL in arms else [CONTROL, *arms]
+    )  # an effect is a difference to the control
     runtime = collect(given, Runtime())
-    base = replace(train_effnet.RECIPES[given.recipe], resize=2, **(SMOKE if runtime.smoke else {}))
+    base = replace(
+        train_effnet.RECIPES[given.recipe], resize=2, **(SMOKE if runtime.smoke else {})
+    )
     return given, collect(given, base), runtime
 
 
@@ -95,7 +120,7 @@ def run_job(job: Job, control: Recipe, runtime: Runtime, study: Path) -> None:
     and a failure is marked.
 
     A run that was made with other settings is such a failure: two studies never mix in one
-    folder. """
+    folder."""
     from common.study.ablation import measure_cost
 
     arm, seed = job
@@ -105,7 +130,7 @@ def run_job(job: Job, control: Recipe, runtime: Runtime, study: Path) -> None:
         train(replace(control, seed=seed, **ARMS[arm]), runtime, folder)
         measure_cost(folder, runtime, quick=runtime.smoke)
         mark.unlink(missing_ok=True)
-    except Exception as error:  # whatever one arm dies of, the others go on; a signal is no Exception and stops them all
+    except Exception as error:  # the other arms go on; a signal is no Exception and stops them all
         print(f"FAILED {folder.name}: {error}", flush=True)
         mark.write_text(f"{type(error).__name__}: {error}\n")
 
@@ -130,7 +155,9 @@ def main() -> int:
     name = runtime.run_name or kind + replace(control, seed=0).name().replace("-seed0", "")
     study = Path(runtime.out) / "ablation" / name
 
-    from common.data.sources import load_splits  # after the command line has been read: torch takes seconds to import
+    from common.data.sources import (
+        load_splits,
+    )  # after the command line has been read: torch takes seconds to import
     from common.study import ablation as tables
     from common.training.run import publish
 

@@ -41,9 +41,9 @@ COLUMNS = {
     "parameters": ("parameters", 1, 0, ""),
 }
 METHOD = (
-    "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a warm-up, "
-    "device idle before and after; memory is the peak of one training step and of one forward pass at the "
-    "recipe's batch size, measured apart from the runs."
+    "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a "
+    "warm-up, device idle before and after; memory is the peak of one training step and of one "
+    "forward pass at the recipe's batch size, measured apart from the runs."
 )
 
 
@@ -72,7 +72,9 @@ def mcnemar_exact(b: int, c: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def collect(study: Path, arms: Sequence[str], seeds: Sequence[int], control: str, recipe: Table) -> Table:
+def collect(
+    study: Path, arms: Sequence[str], seeds: Sequence[int], control: str, recipe: Table
+) -> Table:
     """The table of all finished runs `<study>/<arm>-seed<seed>`, ready for JSON; accuracies
     are fractions.
 
@@ -95,13 +97,22 @@ def collect(study: Path, arms: Sequence[str], seeds: Sequence[int], control: str
             else:
                 gaps[folder.name] = "missing"
     rows = [_row(study, arm, control, results) for arm in results]
-    if not recipe["train_limit"] and not recipe["synthetic"]:  # else there is nothing to compare with
+    if (
+        not recipe["train_limit"] and not recipe["synthetic"]
+    ):  # else there is nothing to compare with
         for row in rows:
             row["report_top1"] = REPORT_TOP1[row["arm"]]
             row["report_delta"] = REPORT_TOP1[row["arm"]] - REPORT_TOP1[control]
     first = next((run for runs in results.values() for run in runs.values()), {})
     about = {key: first.get(key) for key in ("source", "class_names", "weights", "versions")}
-    return {"control": control, "recipe": recipe, **about, "seeds": list(seeds), "rows": rows, "gaps": gaps}
+    return {
+        "control": control,
+        "recipe": recipe,
+        **about,
+        "seeds": list(seeds),
+        "rows": rows,
+        "gaps": gaps,
+    }
 
 
 def _row(study: Path, arm: str, control: str, results: Table) -> Table:
@@ -154,7 +165,9 @@ def conclusions(table: Table) -> list[str]:
         name = row["arm"].removeprefix("EfficientNetB2_")
         words.append(f"{name}: {_effect(row)}{_report(row)}.")
     if effects and not learned(table):
-        words.append("No arm does much better than guessing: the runs are too short to compare.")
+        words.append(
+            "No arm does much better than guessing: the runs are too short to compare."
+        )
     return [*words, *(f"{name}: {why}" for name, why in table["gaps"].items())]
 
 
@@ -175,9 +188,9 @@ def _effect(row: Table) -> str:
     odds = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
     verdict = "beyond chance" if p < 0.05 else "no more than by chance"
     return (
-        f"{points}; on the test images this pair of networks differs {verdict} ({count(control, 'image')} "
-        f"only the control gets right, {arm:,} only this network; McNemar's exact test, {odds}), "
-        "but a single seed cannot tell what the recipe does"
+        f"{points}; on the test images this pair of networks differs {verdict} "
+        f"({count(control, 'image')} only the control gets right, {arm:,} only this network; "
+        f"McNemar's exact test, {odds}), but a single seed cannot tell what the recipe does"
     )
 
 
@@ -219,9 +232,11 @@ def markdown(table: Table) -> str:
     """The table, how it was measured, and its conclusions, as Markdown that a terminal
     shows as well."""
     versions = table["versions"] or {}
-    machine = f"{versions.get('hardware')}, torch {versions.get('torch')}, commit {versions.get('git_commit')}"
     start = table["weights"] or "pretrained weights"
-    about = f"{table['source']}; the control starts from {start}; {machine}."
+    about = (
+        f"{table['source']}; the control starts from {start}; {versions.get('hardware')}, "
+        f"torch {versions.get('torch')}, commit {versions.get('git_commit')}."
+    )
     said = "\n".join(f"- {sentence}" for sentence in conclusions(table))
     return f"{about}\n\n{tables.markdown(grid(table))}\n{METHOD}\n\n{said}\n"
 
@@ -235,7 +250,9 @@ def write(table: Table, study: Path) -> None:
     write_csv(study / "ablation.csv", columns, rows)
     text = markdown(table)
     if learned(table):
-        text += "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
+        text += (
+            "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
+        )
         title = f"What each arm costs: ablation {study.name} ({table['source']})"
         figures.ablation(table["rows"], study / "ablation.png", title)
     write_text(study / "ablation.md", text)

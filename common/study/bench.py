@@ -1,10 +1,10 @@
 """Our training core against a plain loop, in one run, on whatever machine this is.
 
-    python -m common.study.bench                     # every network, every variant that this machine can run
-    python -m common.study.bench --quick --json FILE # fewer steps and repeats
+    python -m common.study.bench                      # every network, every variant
+    python -m common.study.bench --quick --json FILE  # fewer steps and repeats
     python -m common.study.bench --models efficientnet_b2 --batch-sizes 125 500 1000
-    python -m common.study.bench --parts profile     # where the time of our step goes, kernel by kernel
-    python -m common.study.bench --first-look        # the first ten minutes on a GPU: all that is still open there
+    python -m common.study.bench --parts profile      # our step, kernel by kernel
+    python -m common.study.bench --first-look         # the first ten minutes on a GPU
 
 *plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision
 transforms, eager fp32 and, for B2, the package as it comes. *ours* is the step of the
@@ -29,19 +29,45 @@ class Options:
     """What to measure and where to write it."""
 
     quick: bool = option(False, "two short turns in place of five", "bench")
-    json: str | None = option(None, "write all figures, raw samples included, to this file", "bench")
-    compile: bool = option(False, "measure torch.compile too (on a CPU B2 takes minutes to compile)", "bench")
-    first_look: bool = option(False, "everything that only a GPU can answer, part by part under a time limit", "bench")
+    json: str | None = option(
+        None, "write all figures, raw samples included, to this file", "bench"
+    )
+    compile: bool = option(
+        False, "measure torch.compile too (on a CPU B2 takes minutes to compile)", "bench"
+    )
+    first_look: bool = option(
+        False,
+        "everything that only a GPU can answer, part by part under a time limit",
+        "bench",
+    )
 
 
 def parse() -> tuple[Options, Runtime, argparse.Namespace]:
     """Options, runtime, and the lists that the command line gives."""
-    parser = Parser(prog="python -m common.study.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m common.study.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_flags(parser, Options())
     add_flags(parser, Runtime(), ("device", "amp"))
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="networks (default: all)")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["rates"], help="rates of every variant, or kernels of our step (default: rates)")
-    parser.add_argument("--batch-sizes", nargs="+", type=int, metavar="N", help="default: 125, and on a GPU 500 and 1000 too")
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=MODELS, help="networks (default: all)"
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=["rates"],
+        help="rates of every variant, or kernels of our step (default: rates)",
+    )
+    parser.add_argument(
+        "--batch-sizes",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="default: 125, and on a GPU 500 and 1000 too",
+    )
     given = parser.parse_args()
     return collect(given, Options()), collect(given, Runtime()), given
 
@@ -57,7 +83,9 @@ def main() -> None:
         look(Path(options.json or "first-look.json"), is_available())
         return
     from common.errors import reason
-    from common.files import write_json  # after the command line has been read: torch takes seconds to import
+    from common.files import (
+        write_json,
+    )  # after the command line has been read: torch takes seconds to import
     from common.study.loops import make_case
     from common.study.rates import profile, rates
     from common.training.runtime import environment, set_up
@@ -70,7 +98,9 @@ def main() -> None:
     sizes = given.batch_sizes or ([125, 500, 1000] if device.type == "cuda" else [125])
     for name, batch_size in itertools.product(given.models, sizes):
         if options.json:
-            write_json(Path(options.json), report)  # at first as well: a place that cannot be written is found at once
+            write_json(
+                Path(options.json), report
+            )  # at first as well: a place that cannot be written is found at once
         case = make_case(name, batch_size, runtime, device)
         if "rates" in given.parts:
             report["results"] += rates(case, options.compile, turns, seconds)

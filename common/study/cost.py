@@ -60,7 +60,9 @@ class LiveBytes(TorchDispatchMode):
         del self.storages[key]
         self.live -= size
 
-    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         """Run an operation and count what it made."""
         made = func(*args, **(kwargs or {}))
         self.add(made)
@@ -95,7 +97,9 @@ def peak_memory(name: str, prepare: Callable, work: Callable, device: torch.devi
     }
 
 
-def latency(name: str, forward: Callable[[], Any], device: torch.device, samples: int, seconds: float) -> Costs:
+def latency(
+    name: str, forward: Callable[[], Any], device: torch.device, samples: int, seconds: float
+) -> Costs:
     """Milliseconds of `forward()`: the median as `latency_ms_<name>`, and its 90th and 99th
     percentile.
 
@@ -106,7 +110,11 @@ def latency(name: str, forward: Callable[[], Any], device: torch.device, samples
     taken: list[float] = []
     warm_up = samples // 10 + 1
     end = time.perf_counter() + seconds
-    while len(taken) < warm_up + 3 or len(taken) < warm_up + samples and time.perf_counter() < end:
+    while (
+        len(taken) < warm_up + 3
+        or len(taken) < warm_up + samples
+        and time.perf_counter() < end
+    ):
         started = time.perf_counter()
         forward()
         if device.type == "cuda":
@@ -114,17 +122,25 @@ def latency(name: str, forward: Callable[[], Any], device: torch.device, samples
         taken.append((time.perf_counter() - started) * 1e3)
     ranks = torch.tensor([0.5, 0.9, 0.99])
     values = torch.tensor(taken[warm_up:]).quantile(ranks).tolist()
-    return {f"latency_ms_{name}{rank}": value for rank, value in zip(("", "_p90", "_p99"), values)}
+    return {
+        f"latency_ms_{name}{rank}": value for rank, value in zip(("", "_p90", "_p99"), values)
+    }
 
 
-def measure(model: nn.Module, input_size: tuple[int, int, int], batch_size: int, device: torch.device,
-            amp: torch.dtype | None = None, quick: bool = False) -> Costs:
+def measure(
+    model: nn.Module,
+    input_size: tuple[int, int, int],
+    batch_size: int,
+    device: torch.device,
+    amp: torch.dtype | None = None,
+    quick: bool = False,
+) -> Costs:
     """The costs of a classifier, ready for JSON: megabytes and milliseconds, see
     `peak_memory` and `latency`.
 
     Args:
         input_size: (3, H, W) of one image.
-        batch_size: of the memory measurements and of the second latency; the first is of one image.
+        batch_size: of the memory and of the second latency; the first is of one image.
         amp: dtype of autocast; None stays in float32.
         quick: four images a batch at most, three samples, a tenth of a second: for a smoke run.
     """
@@ -134,7 +150,9 @@ def measure(model: nn.Module, input_size: tuple[int, int, int], batch_size: int,
 
     def prepare(n: int, training: bool) -> tuple[nn.Module, torch.Tensor]:
         twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-        images = torch.rand(n, *input_size, device=device).to(memory_format=torch.channels_last)
+        images = torch.rand(n, *input_size, device=device).to(
+            memory_format=torch.channels_last
+        )
         return twin.requires_grad_(True).train(training), images
 
     def forward(twin: nn.Module, images: torch.Tensor) -> torch.Tensor:

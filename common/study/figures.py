@@ -13,8 +13,9 @@ from common.study.rows import ROWS
 
 COLORS = (MUTED, VAL, TRAIN, "#009E73", ACCENT, "#CC79A7", "#56B4E9", "#000000")
 NOTE = (
-    "Dots: means over seeds, each a dash, of runs with all training images. The first study was made by hand, and this\n"
-    "one repeats it; its diamonds of SimpleCNN and SE-ResNet18 are val accuracies, the only ones it gave."
+    "Dots: means over seeds, each a dash, of runs with all training images. The first study was made "
+    "by hand,\nand this one repeats it; its diamonds of SimpleCNN and SE-ResNet18 are val accuracies, "
+    "the only ones it gave."
 )
 
 
@@ -22,14 +23,19 @@ def ablation(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
     """Save two panels of bars: test accuracy of each arm, and its difference to the control.
 
     Args:
-        rows: with arm, top1, low, high, delta, delta_low, delta_high (fractions; None where unknown).
+        rows: with arm, top1, low, high, delta, delta_low, delta_high; fractions or None.
     """
     note = "Whiskers: 95 % Student-t intervals over seeds; a single seed has none."
     with new_figure(path, title, (9, 0.9 + 0.45 * len(rows)), note) as figure:
         accuracy, effect = figure.subplots(1, 2, sharey=True)
         for y, row in enumerate(rows):
             _bar(accuracy, y, [row[key] for key in ("top1", "low", "high")], "{:.2f}")
-            _bar(effect, y, [row[key] for key in ("delta", "delta_low", "delta_high")], "{:+.2f}")
+            _bar(
+                effect,
+                y,
+                [row[key] for key in ("delta", "delta_low", "delta_high")],
+                "{:+.2f}",
+            )
         names = [row["arm"].removeprefix("EfficientNetB2_") for row in rows]
         accuracy.set(yticks=range(len(rows)), yticklabels=names, xlabel="test top-1 (%)")
         accuracy.invert_yaxis()
@@ -46,7 +52,9 @@ def _bar(axes: Any, y: int, shares: Sequence[float | None], form: str) -> None:
     if value is None:
         return
     whisker = None if low is None else [[100 * (value - low)], [100 * (high - value)]]
-    bars = axes.barh(y, 100 * value, 0.6, color=COLORS[y % len(COLORS)], xerr=whisker, capsize=3)
+    bars = axes.barh(
+        y, 100 * value, 0.6, color=COLORS[y % len(COLORS)], xerr=whisker, capsize=3
+    )
     axes.bar_label(bars, [form.format(100 * value)], padding=4, fontsize=8)
 
 
@@ -57,23 +65,41 @@ def study(found: Sequence[Found], path: Path) -> None:
     """
     lines = []
     for row in ROWS:
-        mine = groups([run for run in found if run.row is row and not run.recipe["train_limit"]])
+        mine = groups(
+            [run for run in found if run.row is row and not run.recipe["train_limit"]]
+        )
         if mine:
             lines.append((row, min(mine, key=lambda runs: len(row.changes(runs[0].recipe)))))
     names = [textwrap.fill(row.title, 30) for row, _ in lines]
-    with new_figure(path, "CIFAR-10: what each step brings", (8, 1.6 + 0.42 * len(lines)), NOTE) as figure:
+    with new_figure(
+        path, "CIFAR-10: what each step brings", (8, 1.6 + 0.42 * len(lines)), NOTE
+    ) as figure:
         axes = figure.subplots()
         for y, (row, runs) in enumerate(lines):
             top1 = [100 * run.result["test_top1"] for run in runs]
             mean = sum(top1) / len(top1)
             axes.plot(top1, [y] * len(top1), "|", color=VAL, markersize=9)
             axes.plot(mean, y, "o", color=VAL, markersize=8)
-            axes.annotate(f"{mean:.2f}", (mean, y), (0, 8), textcoords="offset points", ha="center", color=VAL)
+            axes.annotate(
+                f"{mean:.2f}",
+                (mean, y),
+                (0, 8),
+                textcoords="offset points",
+                ha="center",
+                color=VAL,
+            )
             for percent in re.findall(r"[\d.]+", row.report)[:1]:
-                axes.plot(float(percent), y, "D", color="white", markeredgecolor="black", zorder=1.9)
+                axes.plot(
+                    float(percent), y, "D", color="white", markeredgecolor="black", zorder=1.9
+                )
         axes.plot([], [], "o", color=VAL, label="this study")
         axes.plot([], [], "D", color="white", markeredgecolor="black", label="the first study")
-        axes.set(yticks=range(len(lines)), yticklabels=names, ylim=(len(lines) - 0.4, -0.8), xlabel="test top-1 (%)")
+        axes.set(
+            yticks=range(len(lines)),
+            yticklabels=names,
+            ylim=(len(lines) - 0.4, -0.8),
+            xlabel="test top-1 (%)",
+        )
         axes.xaxis.set_major_locator(MultipleLocator(5))
         axes.margins(x=0.1)
         axes.legend(loc="lower left")

@@ -71,7 +71,9 @@ def ask(part: Part) -> dict[str, Any]:
         if "--smoke" in command:
             command += ["--out", runs]
         try:
-            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=output, timeout=part.limit)
+            done = subprocess.run(
+                command, cwd=ROOT, stdout=output, stderr=output, timeout=part.limit
+            )
             problem = f"failed: exit {done.returncode}" if done.returncode else None
         except subprocess.TimeoutExpired:
             problem = f"failed: not done in {part.limit:.0f} s"
@@ -88,14 +90,20 @@ def floor() -> None:
     graph, _ = record(lambda: [x.add_(1) for _ in range(1000)], torch.cuda.Stream())
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     copy = min(timed(source.clone) for _ in range(5))
-    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}")
-    print(f"{1e3 * timed(graph.replay, 20):.2f} µs an addition, copy {2**31 / copy / 1e9:.0f} GB/s")
+    print(
+        f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}"
+    )
+    print(
+        f"{1e3 * timed(graph.replay, 20):.2f} µs an addition, copy {2**31 / copy / 1e9:.0f} GB/s"
+    )
 
 
 def captured() -> None:
     """Print images/s of captured steps in each precision, and seconds to capture with and
     without cuDNN's search."""
-    settings = itertools.product(("simple_cnn", "efficientnet_b2"), (125, 500), ("bf16", "fp16", "off"), (True, False))
+    settings = itertools.product(
+        ("simple_cnn", "efficientnet_b2"), (125, 500), ("bf16", "fp16", "off"), (True, False)
+    )
     for model, batch_size, amp, search in settings:
         torch.backends.cudnn.benchmark = search
         case = make_case(model, batch_size, Runtime(amp=amp), torch.device("cuda"))

@@ -22,7 +22,8 @@ from common.study.rows import ROWS
 from common.training.runtime import amp_dtype, precision
 from common.training.step import TrainStep, make_optimizer, seed_epoch
 
-RECIPE_OF = {  # network → the row whose recipe it is measured with; SimpleCNN's own has no augmentation
+# Network → the row whose recipe it is measured with; SimpleCNN's own has no augmentation.
+RECIPE_OF = {
     "simple_cnn": "improved",
     "improved_cnn": "improved",
     "se_resnet18": "se-cifar",
@@ -44,7 +45,11 @@ class Case:
     def about(self) -> dict[str, object]:
         """What stands beside each of its figures."""
         recipe = self.recipe
-        return {"model": recipe.model, "batch_size": recipe.batch_size, "precision": precision(self.amp)}
+        return {
+            "model": recipe.model,
+            "batch_size": recipe.batch_size,
+            "precision": precision(self.amp),
+        }
 
     def __str__(self) -> str:
         return "{model}, batch {batch_size}, ours in {precision}".format(**self.about)
@@ -55,7 +60,9 @@ class Case:
         return self.device.type == "cuda"
 
 
-def make_case(model: str, batch_size: int, runtime: Runtime, device: torch.device, per_class: int = 1000) -> Case:
+def make_case(
+    model: str, batch_size: int, runtime: Runtime, device: torch.device, per_class: int = 1000
+) -> Case:
     """A network with the recipe of its phase, on `per_class` drawn images of each class."""
     row = next(row for row in ROWS if row.key == RECIPE_OF[model])
     recipe = replace(Recipe(**row.recipe), model=model, batch_size=batch_size)
@@ -69,7 +76,9 @@ class Pictures(torch.utils.data.Dataset):
     def __init__(self, case: Case) -> None:
         recipe, splits = case.recipe, case.splits
         jitter = [recipe.jitter] * 3
-        self.images = splits.train.images.cpu().permute(0, 2, 3, 1).numpy()  # PIL takes (H, W, 3)
+        self.images = (
+            splits.train.images.cpu().permute(0, 2, 3, 1).numpy()
+        )  # PIL takes (H, W, 3)
         self.labels = splits.train.labels.tolist()
         self.transform = T.Compose([
             T.RandomCrop(splits.image_size, padding=recipe.crop_padding),
@@ -126,7 +135,9 @@ def plain_train(case: Case) -> Iterator[float]:
 def our_preprocess(case: Case) -> Preprocess:
     """From uint8 to network input, as the training scripts do it."""
     splits, recipe = case.splits, case.recipe
-    return Preprocess(splits.mean, splits.std, recipe.resize, Augmentation.of(recipe), case.device)
+    return Preprocess(
+        splits.mean, splits.std, recipe.resize, Augmentation.of(recipe), case.device
+    )
 
 
 def our_step(case: Case, capture: bool = False, compiled: bool = False) -> TrainStep:

@@ -17,24 +17,27 @@ from common.words import duration, number, percent
 Content = dict[str, Any]
 UNMEASURED = "not measured"
 HEADS = (
-    "run", "weights", "first study %", "test top-1 %", "val %", "epochs", "training", "wall-clock", "images/s",
-    "hardware", "command",
+    "run", "weights", "first study %", "test top-1 %", "val %", "epochs", "training", "wall-clock",
+    "images/s", "hardware", "command",
 )  # fmt: skip
 SHORT = HEADS[:-1]  # of README.md's table
 TUNED = ("lr", "head_epochs", "epochs", "batch_size", "train_limit")
 PAGE = """# Measured results
 
 - [Findings](#findings)
-- [Results](#results), [with other settings](#other-settings), [defaults chosen on val](#defaults-chosen-on-val)
+- [Results](#results)
+- [Other settings](#other-settings)
+- [Defaults chosen on val](#defaults-chosen-on-val)
 - [Ablation](#ablation)
 - [Analysis](#analysis)
 - [Runs](#runs)
 - [Speed](#speed)
 
-Written by `python -m common.study.results`; every number comes from the files beside it. *first study*: the one made by hand that
-this one repeats, its test accuracy or, where it gave only that, val. *training*: the sum of the epochs, evaluation on val
-included. *wall-clock*: the whole process, imports, data, test and figures included. *images/s*: of the fastest epoch that trained
-the whole network. ±: standard deviation over n seeds.
+Written by `python -m common.study.results`; every number comes from the files beside it.
+*first study*: the one made by hand that this one repeats, its test accuracy or, where it gave only
+that, val. *training*: the sum of the epochs, evaluation on val included. *wall-clock*: the whole
+process, imports, data, test and figures included. *images/s*: of the fastest epoch that trained the
+whole network. ±: standard deviation over n seeds.
 
 {about}
 ## Findings
@@ -102,14 +105,18 @@ def line(row: Row, runs: Sequence[Found]) -> list[str]:
         return [row.title, start, row.report, UNMEASURED, *[""] * 6, command]
     one, result = runs[0], runs[0].result
     settings = [f"{key} {value}" for key, value in row.changes(one.recipe).items()]
-    resumed = any(run.result.get("resumed") for run in runs)  # then the last process tells nothing of the whole
+    resumed = any(
+        run.result.get("resumed") for run in runs
+    )  # then the last process tells nothing of the whole
     epochs = sorted({len(run.history) for run in runs})
     versions = result["versions"]
     machine = [versions["hardware"], f"torch {versions['torch']}", versions.get("precision")]
     return [
         ", ".join([row.title, *settings]),
         one.weights,
-        "–" if one.recipe["train_limit"] else row.report,  # the first study trained on all images
+        "–"
+        if one.recipe["train_limit"]
+        else row.report,  # the first study trained on all images
         _spread([run.result["test_top1"] for run in runs]),
         _spread([run.result["val_top1"] for run in runs]),
         " to ".join(map(str, epochs)),
@@ -138,7 +145,9 @@ def table(found: Sequence[Found], asked: bool = True, heads: Sequence[str] = HEA
     for each other setting."""
     lines = []
     for row in ROWS:
-        mine = [run for run in found if run.row is row and asked != bool(row.changes(run.recipe))]
+        mine = [
+            run for run in found if run.row is row and asked != bool(row.changes(run.recipe))
+        ]
         unmeasured = [line(row, [])] if asked and "FILE" not in row.command else []
         lines += [line(row, runs) for runs in groups(mine)] or unmeasured
     return markdown([heads, *(cells[: len(heads)] for cells in lines)])
@@ -156,7 +165,10 @@ def tuning(found: Sequence[Found]) -> str:
 
 def whole_ablation(target: Path) -> Content | None:
     """The published ablation without gaps, on all training images, with the most seeds."""
-    tables = [read_json(path, ("recipe", "gaps")) for path in sorted(target.glob("ablation/*/ablation.json"))]
+    tables = [
+        read_json(path, ("recipe", "gaps"))
+        for path in sorted(target.glob("ablation/*/ablation.json"))
+    ]
     whole = [one for one in tables if not one["gaps"] and not one["recipe"]["train_limit"]]
     return max(whole, key=lambda one: len(one["seeds"]), default=None)
 
@@ -164,17 +176,23 @@ def whole_ablation(target: Path) -> Content | None:
 def best_analysis(target: Path) -> Content | None:
     """The published analysis, of all test images, of the checkpoint with the best val accuracy."""
     found = [read_json(path) for path in sorted(target.glob("analyze/*/analysis.json"))]
-    whole = [one for one in found if one["split"] == "test" and one["request"]["limit"] is None]
+    whole = [
+        one for one in found if one["split"] == "test" and one["request"]["limit"] is None
+    ]
     return max(whole, key=lambda one: one["checkpoint"]["metrics"]["val_top1"], default=None)
 
 
 def said(target: Path) -> list[str]:
-    """The findings in sentences: what the ablation and the analysis of the best checkpoint show."""
+    """The findings: what the ablation and the analysis of the best checkpoint show."""
     whole, analysis = whole_ablation(target), best_analysis(target)
     sentences = whole["conclusions"] if whole else []
     if analysis:
         first, *rest = findings(analysis)
-        sentences = [*sentences, f"The best checkpoint, {analysis['checkpoint']['file']}: {first}", *rest]
+        sentences = [
+            *sentences,
+            f"The best checkpoint, {analysis['checkpoint']['file']}: {first}",
+            *rest,
+        ]
         for claim, verdict, why in claims(analysis):
             sentences.append(f"The first study said: {claim}. **{verdict}**: {why}")
     return sentences
@@ -199,7 +217,9 @@ def readme(target: Path) -> dict[str, str]:
 def overview(target: Path) -> str:
     """`target`/README.md: contents, findings, tables, and what each run and the bench say."""
     found = find(target)
-    note = target / "about.md"  # what no file of a run knows: the state of the data, who shared the machine
+    note = (
+        target / "about.md"
+    )  # what no file of a run knows: the state of the data, who shared the machine
     parts = {"analysis": "", "ablation": "", "runs": "", "speed": ""}
     for path in sorted(target.glob("ablation/*/ablation.md")):
         name = quote(path.parent.name)
@@ -210,10 +230,14 @@ def overview(target: Path) -> str:
     for run in found:
         place = quote(run.folder.relative_to(target).as_posix())
         test, words = percent(run.result["test_top1"]), " ".join(run.result["diagnosis"])
-        parts["runs"] += RUN.format(place=place, test=test, weights=run.weights, diagnosis=words)
+        parts["runs"] += RUN.format(
+            place=place, test=test, weights=run.weights, diagnosis=words
+        )
     for path in sorted(target.glob("bench*.json")):
         bench = read_json(path, ("environment", "results"))
-        parts["speed"] += SPEED.format(name=path.name, rates=rates(bench["results"]), **bench["environment"])
+        parts["speed"] += SPEED.format(
+            name=path.name, rates=rates(bench["results"]), **bench["environment"]
+        )
     return PAGE.format(
         about=note.read_text() if note.is_file() else "",
         findings=listed(said(target)),
@@ -228,6 +252,12 @@ def rates(results: Sequence[Content]) -> str:
     """The table of a bench."""
     grid = [["network", "batch", "variant", "precision", "images/s", "× plain", "cold s"]]
     for one in results:
-        numbers = [number(one["images_per_s"], 0), number(one["ratio_to_plain"]), number(one["cold_seconds"], 1)]
-        grid.append([one["model"], str(one["batch_size"]), one["variant"], one["precision"], *numbers])
+        numbers = [
+            number(one["images_per_s"], 0),
+            number(one["ratio_to_plain"]),
+            number(one["cold_seconds"], 1),
+        ]
+        grid.append(
+            [one["model"], str(one["batch_size"]), one["variant"], one["precision"], *numbers]
+        )
     return markdown(grid)

@@ -39,7 +39,9 @@ def pace(steps: Iterator, seconds: float) -> float:
     next(steps)
     next(steps)
     blocks: list[float] = []
-    while sum(blocks) < seconds / 10:  # ten steps a block: reading the clock waits for the device
+    while (
+        sum(blocks) < seconds / 10
+    ):  # ten steps a block: reading the clock waits for the device
         blocks.append(timed(lambda: next(steps), 10))
     return statistics.mean(blocks)
 
@@ -48,7 +50,7 @@ def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Figure
     """Images/s of every variant that this machine can run, printed as a table.
 
     Variants take turns, so that a machine that slows down slows all; figures are medians
-    over the turns. """
+    over the turns."""
     tried = {"captured": case.cuda, "compiled": compiled}
     print(f"\n{case}")
     running, cold = {}, {}
@@ -69,8 +71,16 @@ def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Figure
     for label, taken in samples.items():
         rate = statistics.median(taken)
         ratio = rate / statistics.median(samples[label.split()[0] + " plain"])
-        print(f"  {label:<22}{rate:>11,.0f} images/s{ratio:>8.2f} x plain{cold[label]:>8.2f} s cold", flush=True)
-        figures = {"images_per_s": rate, "samples": taken, "ratio_to_plain": ratio, "cold_seconds": cold[label]}
+        print(
+            f"  {label:<22}{rate:>11,.0f} images/s{ratio:>8.2f} x plain{cold[label]:>8.2f} s cold",
+            flush=True,
+        )
+        figures = {
+            "images_per_s": rate,
+            "samples": taken,
+            "ratio_to_plain": ratio,
+            "cold_seconds": cold[label],
+        }
         results.append({**case.about, "variant": label, **figures})
     return results
 
@@ -86,6 +96,12 @@ def profile(case: Case) -> Figures:
     with torch.profiler.profile(activities=activities, acc_events=True) as trace:
         step = timed(lambda: next(steps), PROFILED_STEPS)
     order = "self_device_time_total" if case.cuda else "self_cpu_time_total"
-    lines = trace.key_averages().table(order, row_limit=15, max_name_column_width=60).splitlines()
-    print(f"\n{case}: {1e3 * step:.2f} ms a step under the profiler, {PROFILED_STEPS} steps", *lines, sep="\n")
+    lines = (
+        trace.key_averages().table(order, row_limit=15, max_name_column_width=60).splitlines()
+    )
+    print(
+        f"\n{case}: {1e3 * step:.2f} ms a step under the profiler, {PROFILED_STEPS} steps",
+        *lines,
+        sep="\n",
+    )
     return {**case.about, "step_seconds": step, "steps": PROFILED_STEPS, "table": lines}

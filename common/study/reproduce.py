@@ -1,10 +1,10 @@
 """The complete study in one command: every row of the result table, the ablation, the
 analysis and the bench, published.
 
-    python -m common.study.reproduce                    # CIFAR-10 and the ImageNet weights are fetched on first use
-    python -m common.study.reproduce --weights lite2    # pretrained rows and arms start from the weights that pip brings
-    python -m common.study.reproduce --list             # only the commands
-    python -m common.study.reproduce --smoke            # every step on drawn images, to see that it would work here
+    python -m common.study.reproduce                  # data and ImageNet weights are fetched at first
+    python -m common.study.reproduce --weights lite2  # from the weights that pip brings
+    python -m common.study.reproduce --list           # only the commands
+    python -m common.study.reproduce --smoke          # every step on drawn images: would it work here?
 
 Finished steps are skipped and interrupted ones go on, so the same command may be given
 again. A step that fails leaves the others running, is named at the end, and the exit code
@@ -28,7 +28,11 @@ from common.study.rows import PRETRAINED, ROWS, start
 class Options:
     """What the study starts from, and where it goes."""
 
-    weights: str | None = option(None, "weights of pretrained rows and arms: a file, or lite2 (default: ImageNet's, downloaded)", "study")
+    weights: str | None = option(
+        None,
+        "weights of pretrained rows and arms: a file, or lite2 (default: ImageNet's, downloaded)",
+        "study",
+    )
     list: bool = option(False, "say what would run, and run nothing", "study")
     target: str = option("docs/results", "folder to publish in", "study")
 
@@ -55,7 +59,15 @@ def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[Step]
     weights = ["--weights", options.weights] if options.weights else []
     shared = [*_flags(runtime, "data_dir", "out", "device"), *["--smoke"] * runtime.smoke]
     speed = out / "bench.json"
-    bench = ["-m", "common.study.bench", "--parts", *PARTS, "--json", str(speed), *_flags(runtime, "device")]
+    bench = [
+        "-m",
+        "common.study.bench",
+        "--parts",
+        *PARTS,
+        "--json",
+        str(speed),
+        *_flags(runtime, "device"),
+    ]
     steps = [Step([*bench, *["--quick", "--models", "simple_cnn"] * runtime.smoke], speed)]
     for row in ROWS:
         if row.starts != ("random",) and kind not in row.starts:
@@ -63,12 +75,35 @@ def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[Step]
         words = row.command.partition(" --weights ")[0].split()
         words += weights if row.starts != ("random",) else []
         for seed in seeds:
-            name = f"{row.key}-{kind}-seed{seed}" if row.starts == PRETRAINED else f"{row.key}-seed{seed}"
+            name = (
+                f"{row.key}-{kind}-seed{seed}"
+                if row.starts == PRETRAINED
+                else f"{row.key}-seed{seed}"
+            )
             done = out / words[0].removesuffix(".py") / name / "result.json"
             steps.append(Step([*words, "--seed", str(seed), "--name", name, *shared], done))
-    arms = ["ablation.py", "--all", "--seeds", *map(str, seeds), *weights, "--name", f"study-{kind}", *shared]
-    analysis = ["analyze.py", "--ckpt", "best.pt", *_flags(runtime, "data_dir", "out", "device")]  # the best arm's
-    return [*steps, Step(arms), Step(analysis), Step(["-m", "common.study.results", str(out), options.target])]
+    arms = [
+        "ablation.py",
+        "--all",
+        "--seeds",
+        *map(str, seeds),
+        *weights,
+        "--name",
+        f"study-{kind}",
+        *shared,
+    ]
+    analysis = [
+        "analyze.py",
+        "--ckpt",
+        "best.pt",
+        *_flags(runtime, "data_dir", "out", "device"),
+    ]  # the best arm's
+    return [
+        *steps,
+        Step(arms),
+        Step(analysis),
+        Step(["-m", "common.study.results", str(out), options.target]),
+    ]
 
 
 def _flags(runtime: Runtime, *names: str) -> list[str]:
@@ -112,11 +147,25 @@ def attempt(step: Step) -> str | None:
 
 def main() -> int:
     """Run what is not finished; 0, or 1 if a step failed."""
-    parser = Parser(prog="python -m common.study.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m common.study.reproduce",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add_flags(parser, Options())
     add_flags(parser, Runtime(), ("data_dir", "device", "out"))
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="one run of each row per seed (default: 0 1 2; with --smoke: 0)")
-    parser.add_argument("--smoke", action="store_true", help="every step on drawn images: about ten minutes on two cores")
+    parser.add_argument(
+        "--seeds",
+        nargs="+",
+        type=int,
+        metavar="N",
+        help="one run of each row per seed (default: 0 1 2; with --smoke: 0)",
+    )
+    parser.add_argument(
+        "--smoke",
+        action="store_true",
+        help="every step on drawn images: about ten minutes on two cores",
+    )
     given = parser.parse_args()
     options, runtime = collect(given, Options()), collect(given, Runtime())
     if runtime.smoke:

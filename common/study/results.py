@@ -1,9 +1,9 @@
 """Publish measured runs: copy their small files and write the result tables, every number
 from a file of a real run.
 
-    python -m common.study.results runs docs/results                      # copies, writes its README.md, fills the guides' tables
-    python -m common.study.results runs docs/results --tuning runs-tune   # and the runs by which defaults were chosen
-    python -m common.study.results docs/results docs/results              # writes the pages anew
+    python -m common.study.results runs docs/results          # copies, writes pages, fills the guides
+    python -m common.study.results docs/results docs/results  # writes the pages anew
+    python -m common.study.results runs docs/results --tuning RUNS  # and how defaults were chosen
 
 A row holds the runs that its command gives, one per seed; a run with other settings gets a
 line of its own that shows them. What has not been run stands in the table as "not
@@ -54,7 +54,9 @@ def fill(page: Path, target: Path) -> None:
     before, mark, rest = page.read_text(encoding="utf-8").partition(MARK)
     _, end, after = rest.partition(END)
     if not mark or not end:
-        raise InputError(f"{page} lacks the marks {MARK} and {END}: put them where the tables belong")
+        raise InputError(
+            f"{page} lacks the marks {MARK} and {END}: put them where the tables belong"
+        )
     parts = readme(target)
     words = CHINESE if ".zh" in page.name else {}
     if words:
@@ -90,14 +92,29 @@ def publish(source: Path, target: Path, tuning: Path | None = None) -> int:
 
 def main() -> None:
     """Publish the runs that the command line names."""
-    parser = Parser(prog="python -m common.study.results", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="python -m common.study.results",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", type=Path, help="folder of the run folders")
-    parser.add_argument("target", type=Path, help="where to publish; docs/results fills the guides' tables too")
-    parser.add_argument("--tuning", type=Path, metavar="RUNS", help="runs by which defaults were chosen on val: they get a table")
+    parser.add_argument(
+        "target", type=Path, help="where to publish; docs/results fills the guides' tables too"
+    )
+    parser.add_argument(
+        "--tuning",
+        type=Path,
+        metavar="RUNS",
+        help="runs by which defaults were chosen on val: they get a table",
+    )
     given = parser.parse_args()
     if not given.runs.is_dir():
-        raise InputError(f"{given.runs} is no folder: train first, or give the folder of the run folders")
-    print(f"{publish(given.runs, given.target, given.tuning)} results published in {given.target}")
+        raise InputError(
+            f"{given.runs} is no folder: train first, or give the folder of the run folders"
+        )
+    print(
+        f"{publish(given.runs, given.target, given.tuning)} results published in {given.target}"
+    )
 
 
 if __name__ == "__main__":

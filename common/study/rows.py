@@ -77,14 +77,46 @@ SE_RESNET = "train_improved.py --model se_resnet18"
 B2 = "train_effnet.py --resize 2"
 ROWS = (
     Row("baseline", "SimpleCNN", "val 73.30", "train_baseline.py"),
-    Row("improved-report", "ImprovedCNN, report's recipe", "84.05", "train_improved.py --recipe report"),
+    Row(
+        "improved-report",
+        "ImprovedCNN, report's recipe",
+        "84.05",
+        "train_improved.py --recipe report",
+    ),
     Row("improved", "ImprovedCNN", "–", "train_improved.py"),
-    Row("se-imagenet", "SE-ResNet18, ImageNet stem", "val 83.58", f"{SE_RESNET} --stem imagenet"),
+    Row(
+        "se-imagenet",
+        "SE-ResNet18, ImageNet stem",
+        "val 83.58",
+        f"{SE_RESNET} --stem imagenet",
+    ),
     Row("se-cifar", "SE-ResNet18, CIFAR stem", "–", SE_RESNET),
-    Row("b2-scratch", "EfficientNet-B2, 64 px, from scratch", "83.74", f"{B2} --no-pretrained"),
+    Row(
+        "b2-scratch", "EfficientNet-B2, 64 px, from scratch", "83.74", f"{B2} --no-pretrained"
+    ),
     Row("b2", "EfficientNet-B2, 64 px, ImageNet weights", "93.77 to 93.81", B2, ("imagenet",)),
-    Row("b2-lite2", f"EfficientNet-B2, 64 px, {STARTS['lite2']}", "–", f"{B2} --weights lite2", ("lite2",)),
-    Row("b2-own", "EfficientNet-B2, 64 px, own weights", "–", f"{B2} --weights FILE", ("own",)),
-    Row("b2-32px", "EfficientNet-B2, 32 px, pretrained", "85.99", "train_effnet.py --resize 1", PRETRAINED),
-    Row("b2-96px", "EfficientNet-B2, 96 px, pretrained", "–", "train_effnet.py --resize 3", PRETRAINED),
+    Row(
+        "b2-lite2",
+        f"EfficientNet-B2, 64 px, {STARTS['lite2']}",
+        "–",
+        f"{B2} --weights lite2",
+        ("lite2",),
+    ),
+    Row(
+        "b2-own", "EfficientNet-B2, 64 px, own weights", "–", f"{B2} --weights FILE", ("own",)
+    ),
+    Row(
+        "b2-32px",
+        "EfficientNet-B2, 32 px, pretrained",
+        "85.99",
+        "train_effnet.py --resize 1",
+        PRETRAINED,
+    ),
+    Row(
+        "b2-96px",
+        "EfficientNet-B2, 96 px, pretrained",
+        "–",
+        "train_effnet.py --resize 3",
+        PRETRAINED,
+    ),
 )

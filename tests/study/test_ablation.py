@@ -34,7 +34,9 @@ CHANGED = {
 @pytest.mark.parametrize("arm", CHANGED)
 def test_each_arm_changes_exactly_one_field(arm):
     changed = asdict(replace(CONTROL, **ablation.ARMS[arm]))
-    assert [key for key, value in asdict(CONTROL).items() if value != changed[key]] == [CHANGED[arm]]
+    assert [key for key, value in asdict(CONTROL).items() if value != changed[key]] == [
+        CHANGED[arm]
+    ]
 
 
 def test_the_control_is_the_pretrained_recipe_at_64_px():
@@ -50,7 +52,9 @@ def test_shards_share_all_jobs_and_none_twice():
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def write_result(study: Path, arm: str, seed: int, top1: float, val: float = 0.5, wrong=None) -> None:
+def write_result(
+    study: Path, arm: str, seed: int, top1: float, val: float = 0.5, wrong=None
+) -> None:
     """A finished run; `wrong`: names of the test images, of a hundred, that it gets wrong."""
     folder = study / f"{arm}-seed{seed}"
     folder.mkdir(parents=True)
@@ -82,14 +86,23 @@ def test_table_statistics_by_hand(tmp_path):
     assert without["delta"] == pytest.approx(-0.10)  # paired: -0.10, -0.09, -0.11
     assert without["delta_high"] == pytest.approx(-0.10 + half, abs=1e-6)
     first, second = conclusions(table)
-    assert first.startswith("NoPretrain: costs 10.00 points, 95 % interval from -12.48 to -7.52 over 3")
+    assert first.startswith(
+        "NoPretrain: costs 10.00 points, 95 % interval from -12.48 to -7.52 over 3"
+    )
     assert first.endswith("(the first study: -10.07).")
-    assert second.startswith("NoLS: no measurable effect, +0.03 points against the control, 95 %")
+    assert second.startswith(
+        "NoLS: no measurable effect, +0.03 points against the control, 95 %"
+    )
     write(table, tmp_path)
-    assert json.loads((tmp_path / "ablation.json").read_text())["conclusions"] == [first, second]
+    assert json.loads((tmp_path / "ablation.json").read_text())["conclusions"] == [
+        first,
+        second,
+    ]
     with (tmp_path / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["arm"] for row in rows] == list(ARMS) and float(rows[1]["delta"]) == pytest.approx(-0.1)
+    assert [row["arm"] for row in rows] == list(ARMS) and float(
+        rows[1]["delta"]
+    ) == pytest.approx(-0.1)
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
     text = (tmp_path / "ablation.md").read_text()
     assert "93.81" in text and "the control starts from the weights" in text
@@ -118,8 +131,14 @@ def test_one_seed_tells_a_pair_of_networks_from_a_recipe(tmp_path):
     assert [row["only_right"] for row in table["rows"]] == [None, [12, 0], [2, 1]]
     apart, alike = conclusions(table)
     assert "differs beyond chance (12 images only the control gets right, 0 only this" in apart
-    assert "p < 0.001" in apart and "p = 1.000" in alike and "no more than by chance (2 images" in alike
-    assert all("a single seed cannot tell what the recipe does" in words for words in (apart, alike))
+    assert (
+        "p < 0.001" in apart
+        and "p = 1.000" in alike
+        and "no more than by chance (2 images" in alike
+    )
+    assert all(
+        "a single seed cannot tell what the recipe does" in words for words in (apart, alike)
+    )
 
 
 def test_one_seed_without_predictions_claims_nothing(tmp_path):
@@ -127,7 +146,9 @@ def test_one_seed_without_predictions_claims_nothing(tmp_path):
         write_result(tmp_path, arm, 0, value)
     table = table_of(tmp_path)
     assert table["rows"][0]["std"] is None and "NaN" not in json.dumps(table)
-    assert all("a single seed, so no effect is claimed" in words for words in conclusions(table))
+    assert all(
+        "a single seed, so no effect is claimed" in words for words in conclusions(table)
+    )
 
 
 def test_arms_near_guessing_get_no_chart(tmp_path):
@@ -166,7 +187,9 @@ def test_a_failing_arm_is_marked_and_a_rerun_clears_it(tmp_path, monkeypatch):
     ablation.run_job((ARMS[1], 0), CONTROL, Runtime(), study)
     assert "not finite" in mark.read_text()
     seen = []
-    monkeypatch.setattr(train_effnet, "train", lambda recipe, own, **_: seen.append((recipe, own)))
+    monkeypatch.setattr(
+        train_effnet, "train", lambda recipe, own, **_: seen.append((recipe, own))
+    )
     monkeypatch.setattr("common.study.ablation.measure_cost", lambda *_, **__: None)
     ablation.run_job((ARMS[1], 0), CONTROL, Runtime(), study)
     assert not mark.exists()
@@ -185,13 +208,20 @@ def test_a_shard_minds_its_own_gaps_alone(tmp_path, monkeypatch):
         flags = ["--all", "--shard", shard, "--out", str(tmp_path), "--name", "s"]
         monkeypatch.setattr(sys, "argv", ["ablation.py", *flags])
         codes.append(ablation.main())
-        monkeypatch.setattr(ablation, "run_job", lambda job, *_: write_result(study, *job, 0.5))
+        monkeypatch.setattr(
+            ablation, "run_job", lambda job, *_: write_result(study, *job, 0.5)
+        )
     assert codes == [1, 0] and (study / f"{ARMS[0]}-seed0.FAILED").exists()
 
 
 def test_other_settings_are_another_study(monkeypatch, tmp_path):
     names = set()
-    for flags in ([], ["--weights", "lite2"], ["--recipe", "report"], ["--train-limit", "4500"]):
+    for flags in (
+        [],
+        ["--weights", "lite2"],
+        ["--recipe", "report"],
+        ["--train-limit", "4500"],
+    ):
         monkeypatch.setattr(
             sys, "argv", ["ablation.py", "--all", "--collect", "--out", str(tmp_path), *flags]
         )
@@ -204,15 +234,23 @@ def test_the_smoke_study_starts_from_lite2_where_it_is_installed(tmp_path, monke
     trained = []
     monkeypatch.setattr(train_effnet, "train", lambda recipe, *_, **__: trained.append(recipe))
     monkeypatch.setattr(weights, "lite2_file", lambda: Path("lite2.pth"))
-    assert ablation.weights_for_smoke(CONTROL, Runtime(), tmp_path) == "lite2" and trained == []
+    assert (
+        ablation.weights_for_smoke(CONTROL, Runtime(), tmp_path) == "lite2" and trained == []
+    )
     monkeypatch.setattr(weights, "lite2_file", lambda: None)
     found = ablation.weights_for_smoke(CONTROL, Runtime(), tmp_path)
     assert found == str(tmp_path / "pretraining" / "best.pt") and not trained[0].pretrained
 
 
 def test_bad_choices_are_exit_2(run_script):
-    for flags in ((), ("--all", "--arms", ARMS[2]), ("--arms", "NoSuchArm"), ("--all", "--seeds", "1", "1"),
-                  ("--all", "--shard", "3/2", "--smoke"), ("--all", "--shard", "0/2", "--smoke")):
+    for flags in (
+        (),
+        ("--all", "--arms", ARMS[2]),
+        ("--arms", "NoSuchArm"),
+        ("--all", "--seeds", "1", "1"),
+        ("--all", "--shard", "3/2", "--smoke"),
+        ("--all", "--shard", "0/2", "--smoke"),
+    ):
         done = run_script("ablation.py", *flags)
         assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
 

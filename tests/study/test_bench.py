@@ -35,7 +35,11 @@ def test_every_variant_of_a_cpu_is_measured_and_compared_with_the_plain_one(case
         assert one["images_per_s"] == statistics.median(one["samples"])
         plain = medians[one["variant"].split()[0] + " plain"]
         assert one["ratio_to_plain"] == pytest.approx(one["images_per_s"] / plain)
-        assert (one["model"], one["batch_size"], one["precision"]) == ("improved_cnn", 20, "float32")
+        assert (one["model"], one["batch_size"], one["precision"]) == (
+            "improved_cnn",
+            20,
+            "float32",
+        )
 
 
 def test_a_variant_that_fails_is_named_and_leaves_the_others(case, monkeypatch, capsys):
@@ -57,13 +61,26 @@ def test_the_plain_data_side_gives_what_the_network_takes(case):
 
 def test_the_profile_names_the_operators_of_a_step(case):
     found = rates.profile(case)
-    assert any("convolution_backward" in line for line in found["table"]) and found["step_seconds"] > 0
+    assert (
+        any("convolution_backward" in line for line in found["table"])
+        and found["step_seconds"] > 0
+    )
 
 
 def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(rates, "rates", lambda case, *_: [case.about])
     target = tmp_path / "deep" / "bench.json"
-    flags = ["--models", "simple_cnn", "--batch-sizes", "20", "50", "--json", str(target), "--amp", "off"]
+    flags = [
+        "--models",
+        "simple_cnn",
+        "--batch-sizes",
+        "20",
+        "50",
+        "--json",
+        str(target),
+        "--amp",
+        "off",
+    ]
     monkeypatch.setattr(sys, "argv", ["bench", "--device", "cpu", *flags])
     bench.main()
     written = json.loads(target.read_text())
@@ -96,8 +113,12 @@ def test_a_first_look_without_a_gpu_says_so(tmp_path):
 def test_our_step_learns_as_the_plain_loop_does():
     """The same images in the same order, from the same weights: fp32 losses are equal to
     rounding, for thirty steps."""
-    splits = make_splits(*draw(60, seed=0), *draw(20, seed=1), CLASSES, "synthetic", val_size=100)
-    recipe = Recipe(model="improved_cnn", batch_size=50, lr=0.01, weight_decay=5e-4, decay_all=True)
+    splits = make_splits(
+        *draw(60, seed=0), *draw(20, seed=1), CLASSES, "synthetic", val_size=100
+    )
+    recipe = Recipe(
+        model="improved_cnn", batch_size=50, lr=0.01, weight_decay=5e-4, decay_all=True
+    )
     prepare = Preprocess(splits.mean, splits.std, 1, Augmentation.of(recipe), CPU)
     plain, ours = build("improved_cnn"), build("improved_cnn")
     ours.load_state_dict(plain.state_dict())

@@ -50,7 +50,9 @@ def test_linear_memory_by_hand() -> None:
     found = cost.peak_memory("inference", prepare, infer, CPU)
     assert found == {"inference_memory_mb": (weights + images + logits) / 1e6}
     trained = memory(model)["train_memory_mb"] * 1e6
-    assert trained >= 4 * weights + 4 * 4 * 192  # weights, gradients, AdamW's two moments, images
+    assert (
+        trained >= 4 * weights + 4 * 4 * 192
+    )  # weights, gradients, AdamW's two moments, images
 
 
 def test_memory_is_the_same_alone_and_after_a_larger_model(run_script: Callable) -> None:
@@ -75,7 +77,9 @@ def test_model_and_random_state_stay_as_they_were() -> None:
     state = torch.get_rng_state()
     memory(model)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()
+    )
     assert model.training and all(p.grad is None for p in model.parameters())
     assert [p.requires_grad for p in model.parameters()][:3] == [False, False, True]
 
@@ -91,7 +95,9 @@ def test_nothing_stays_behind() -> None:
     assert alive() <= before
 
 
-def test_percentiles_are_of_the_samples_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_percentiles_are_of_the_samples_after_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     calls: list[int] = []
     clock = [0.0]
     monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])

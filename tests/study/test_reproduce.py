@@ -26,7 +26,9 @@ def commands(weights=None, runtime=Runtime(), seeds=(0, 1)) -> list[str]:
     return [" ".join(step.command) for step in reproduce.plan(options, runtime, seeds)]
 
 
-@pytest.mark.parametrize("weights, kind", [(None, "imagenet"), ("lite2", "lite2"), ("own/best.pt", "own")])
+@pytest.mark.parametrize(
+    "weights, kind", [(None, "imagenet"), ("lite2", "lite2"), ("own/best.pt", "own")]
+)
 def test_every_row_is_run_with_every_seed_and_counted_by_that_row(weights, kind):
     found = commands(weights, seeds=(0, 1))
     trained = [words for words in found if words.startswith("train_")]
@@ -56,9 +58,14 @@ def row_trained(words: str):
 
 
 def test_names_of_runs_from_other_weights_differ():
-    names = [{words.partition("--name ")[2] for words in commands(weights)} for weights in (None, "lite2")]
+    names = [
+        {words.partition("--name ")[2] for words in commands(weights)}
+        for weights in (None, "lite2")
+    ]
     pretrained = [row for row in ROWS if row.starts == PRETRAINED]
-    assert len(names[0] - names[1]) == 2 * (1 + len(pretrained)) + 1  # B2 at 64 px, the sizes, the ablation
+    assert (
+        len(names[0] - names[1]) == 2 * (1 + len(pretrained)) + 1
+    )  # B2 at 64 px, the sizes, the ablation
 
 
 @pytest.fixture
@@ -80,7 +87,10 @@ def ran(tmp_path, monkeypatch):
 
 def test_finished_steps_are_skipped_and_begun_ones_resumed(ran, tmp_path):
     done, _ = ran
-    for name, file in (("train_baseline/baseline", "result.json"), ("train_improved/improved", "recipe.json")):
+    for name, file in (
+        ("train_baseline/baseline", "result.json"),
+        ("train_improved/improved", "recipe.json"),
+    ):
         folder = tmp_path / "runs" / f"{name}-seed0"
         folder.mkdir(parents=True)
         (folder / file).write_text("{}")
@@ -108,9 +118,14 @@ def test_a_smoke_study_goes_beside_the_real_one(ran, monkeypatch):
     done, _ = ran
     monkeypatch.setattr(sys, "argv", ["reproduce", "--smoke"])
     assert reproduce.main() == 0
-    assert done[-1] == "-m common.study.results runs/reproduce-smoke runs/reproduce-smoke-published"
+    assert (
+        done[-1]
+        == "-m common.study.results runs/reproduce-smoke runs/reproduce-smoke-published"
+    )
     trained = [words for words in done if words.startswith(("train_", "ablation"))]
-    assert all("--smoke" in words and "--out runs/reproduce-smoke" in words for words in trained)
+    assert all(
+        "--smoke" in words and "--out runs/reproduce-smoke" in words for words in trained
+    )
     assert not any("seed1" in words for words in trained)
 
 

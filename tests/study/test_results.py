@@ -58,7 +58,11 @@ def test_seeds_share_a_line_and_gaps_are_named(tmp_path):
     drawn = replace(train_baseline.DEFAULT, synthetic=True)
     write_run(tmp_path, "train_baseline", drawn, 0.99, "drawn", source="synthetic")
     (line,) = lines(tmp_path, "SimpleCNN")
-    assert "| random weights | val 73.30 | 74.00 ± 1.00 (n = 3) | 75.00 ± 0.00 (n = 3) | 3 | 80 s | 1.8 min |" in line
+    assert (
+        "| random weights | val 73.30 | 74.00 ± 1.00 (n = 3) | 75.00 ± 0.00 (n = 3) "
+        "| 3 | 80 s | 1.8 min |"
+        in line
+    )
     assert "| 1,234 |" in line and "99" not in line  # not the head epoch's 5,000
     shown = [row for row in ROWS if "FILE" not in row.command]
     assert pages.table(find(tmp_path)).count("not measured") == len(shown) - 1
@@ -78,7 +82,9 @@ def test_other_settings_get_a_line_of_their_own_that_shows_them(tmp_path):
     (line,) = lines(tmp_path, "SimpleCNN", asked=False)
     assert "SimpleCNN, epochs 2, lr 0.5, momentum 0.5 |" in line and "| val 73.30 |" in line
     (line,) = lines(tmp_path, "EfficientNet-B2, 64 px, from scratch", asked=False)
-    assert "train_limit 4500 | random weights | – | 31.00 |" in line  # the first study saw all images
+    assert (
+        "train_limit 4500 | random weights | – | 31.00 |" in line
+    )  # the first study saw all images
 
 
 def test_each_line_says_which_weights_it_started_from(tmp_path):
@@ -93,15 +99,22 @@ def test_each_line_says_which_weights_it_started_from(tmp_path):
     ):
         write_run(tmp_path, "train_effnet", recipe, test, name, **more)
     first, second, third = lines(tmp_path, "EfficientNet-B2, 64 px, ")[1:]
-    assert "ImageNet weights | published ImageNet weights | 93.77 to 93.81 | 95.00 ± 1.41 (n = 2)" in first
+    assert (
+        "ImageNet weights | published ImageNet weights | 93.77 to 93.81 | 95.00 ± 1.41 (n = 2)"
+        in first
+    )
     assert f"64 px, {lite2} | {lite2} | – | 95.00 |" in second
     assert "own weights | weights of an own run | – | 92.00 |" in third
     assert f"| {lite2} | 85.99 | 85.00 |" in lines(tmp_path, "EfficientNet-B2, 32 px")[0]
 
 
 def test_weights_are_told_by_their_file():
-    for file, kind in ((None, "imagenet"), ("lite2", "lite2"), ("a/efficientnet_lite2-1.pth", "lite2"),
-                       ("b2-lite2/best.pt", "own")):
+    for file, kind in (
+        (None, "imagenet"),
+        ("lite2", "lite2"),
+        ("a/efficientnet_lite2-1.pth", "lite2"),
+        ("b2-lite2/best.pt", "own"),
+    ):
         assert start({"pretrained": True, "weights": file}) == kind
     assert start({"pretrained": False, "weights": "lite2"}) == "random"
 
@@ -109,8 +122,22 @@ def test_weights_are_told_by_their_file():
 def test_two_machines_and_another_data_set_do_not_share_a_line(tmp_path):
     write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a")
     gpu = {**VERSIONS, "hardware": "GPU y"}
-    write_run(tmp_path, "train_baseline", replace(train_baseline.DEFAULT, seed=1), 0.75, "b", versions=gpu)
-    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.5, "c", class_names=["ant", "bee"])
+    write_run(
+        tmp_path,
+        "train_baseline",
+        replace(train_baseline.DEFAULT, seed=1),
+        0.75,
+        "b",
+        versions=gpu,
+    )
+    write_run(
+        tmp_path,
+        "train_baseline",
+        train_baseline.DEFAULT,
+        0.5,
+        "c",
+        class_names=["ant", "bee"],
+    )
     found = lines(tmp_path, "SimpleCNN")
     assert len(found) == 2 and "CPU x" in found[0] and "GPU y" in found[1]
 
@@ -123,7 +150,9 @@ def test_a_resumed_run_has_no_wall_clock(tmp_path):
 def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     write_run(runs, "train_baseline", train_baseline.DEFAULT, 0.73, "real")
-    write_run(runs, "train_baseline", train_baseline.DEFAULT, 0.99, "drawn", source="synthetic")
+    write_run(
+        runs, "train_baseline", train_baseline.DEFAULT, 0.99, "drawn", source="synthetic"
+    )
     write_run(runs, "ablation/s", B2, 0.93, "EfficientNetB2_Pretrained-seed0")
     for script, marker in (("ablation", "ablation.json"), ("analyze", "analysis.json")):
         (runs / script / "trial").mkdir(parents=True)
@@ -134,25 +163,32 @@ def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
     assert read_csv(docs / "train_baseline/real/history.csv")[0]["stage"] == "head"
     card = json.loads((docs / "train_baseline/real/recipe.json").read_text())
     assert card["runtime"] == {"data_dir": None, "seed": 1}
-    assert "93.00" in lines(docs, "EfficientNet-B2, 64 px, ImageNet")[0]  # an arm is a run like any other
+    assert (
+        "93.00" in lines(docs, "EfficientNet-B2, 64 px, ImageNet")[0]
+    )  # an arm is a run like any other
 
 
 def test_runs_that_chose_a_default_are_grouped_by_setting(tmp_path):
     for lr, vals in ((1e-3, (0.80, 0.82)), (2e-3, (0.70, 0.72, 0.74))):
         for seed, val in enumerate(vals):
             recipe = replace(B2, lr=lr, seed=seed, train_limit=4500)
-            write_run(tmp_path, "train_effnet", recipe, 0.5, f"lr{lr}-seed{seed}", val_top1=val)
+            write_run(
+                tmp_path, "train_effnet", recipe, 0.5, f"lr{lr}-seed{seed}", val_top1=val
+            )
     text = re.sub(" +", " ", pages.tuning(find(tmp_path))).splitlines()
     assert text[0] == "| lr | head_epochs | epochs | batch_size | train_limit | val % |"
     assert text[2].startswith("| 0.001 |") and text[2].endswith("| 81.00 ± 1.41 (n = 2) |")
     assert text[3].startswith("| 0.002 |") and text[3].endswith("| 72.00 ± 2.00 (n = 3) |")
 
 
-def write_ablation(root: Path, name: str, seeds: list[int], top1: float, gaps=(), **changed) -> None:
+def write_ablation(
+    root: Path, name: str, seeds: list[int], top1: float, gaps=(), **changed
+) -> None:
     folder = root / "ablation" / name
     folder.mkdir(parents=True)
     table = {
-        "recipe": asdict(replace(B2, **changed)), "seeds": seeds, "gaps": dict.fromkeys(gaps, "missing"),
+        "recipe": asdict(replace(B2, **changed)), "seeds": seeds,
+        "gaps": dict.fromkeys(gaps, "missing"),
         "rows": [{"arm": "Control", "top1": top1}], "conclusions": [f"{name} was said."],
     }  # fmt: skip
     (folder / "ablation.json").write_text(json.dumps(table))
@@ -165,7 +201,9 @@ def test_the_ablation_shown_is_the_whole_one_with_most_seeds(tmp_path):
     assert pages.readme(tmp_path)["Ablation"] == "not measured\n"
     write_ablation(tmp_path, "one", [0], 0.90)
     write_ablation(tmp_path, "two", [0, 1], 0.95)
-    assert "95.00" in pages.readme(tmp_path)["Ablation"] and pages.said(tmp_path) == ["two was said."]
+    assert "95.00" in pages.readme(tmp_path)["Ablation"] and pages.said(tmp_path) == [
+        "two was said."
+    ]
     assert "(ablation/one/ablation.png)" in pages.overview(tmp_path)
 
 
@@ -196,7 +234,9 @@ def test_publishing_fills_both_guides_with_the_same_numbers(tmp_path, monkeypatc
     chinese.parent.mkdir()
     english.write_text(marks), chinese.write_text(marks)
     monkeypatch.chdir(tmp_path)
-    assert results.publish(Path("runs"), Path("elsewhere")) == 1 and "old" in english.read_text()
+    assert (
+        results.publish(Path("runs"), Path("elsewhere")) == 1 and "old" in english.read_text()
+    )
     assert results.publish(Path("runs"), Path("docs/results"), Path("tune")) == 2
     texts = english.read_text(), chinese.read_text(encoding="utf-8")
     for text in texts:
@@ -204,7 +244,11 @@ def test_publishing_fills_both_guides_with_the_same_numbers(tmp_path, monkeypatc
     assert "73.00" in texts[0] and "未测量" in texts[1] and "not measured" not in texts[1]
     assert numbers(texts[0]) == numbers(texts[1])
     page = Path("docs/results/README.md").read_text()
-    assert "It overfits." in page and page.count("\n## ") == 8 and Path("docs/results/study.png").is_file()
+    assert (
+        "It overfits." in page
+        and page.count("\n## ") == 8
+        and Path("docs/results/study.png").is_file()
+    )
     assert results.publish(Path("docs/results"), Path("docs/results")) == 0  # the pages anew
     assert Path("docs/results/README.md").read_text() == page
     english.write_text("no marks")
