@@ -1,5 +1,4 @@
-"""Phase 4: five arms, each one variable away from the control, measured fairly and
-concluded honestly.
+"""Phase 4: five arms, each one variable away from the control, concluded honestly.
 
     python ablation.py --all                                  # five arms, seed 0
     python ablation.py --all --seeds 0 1 2                    # with intervals
@@ -10,7 +9,8 @@ concluded honestly.
     python ablation.py --all --smoke                          # on drawn images, two minutes
 
 Every arm is train_effnet.py with --resize 2 and one change. A finished run is skipped, an
-interrupted one goes on, a failed one is marked and leaves the others running. """
+interrupted one goes on, a failed one is marked and leaves the others running.
+"""
 import argparse
 import re
 import time

@@ -10,7 +10,8 @@
 transforms, eager fp32 and, for B2, the package as it comes. *ours* is the step of the
 training scripts, eager, captured as a CUDA graph, or compiled and captured. Figures are
 medians over turns. On a CPU both keep freed memory. *Cold* is the time from nothing to the
-end of the first step; the first variant also loads the device's libraries. """
+end of the first step; the first variant also loads the device's libraries.
+"""
 import argparse
 import itertools
 from dataclasses import dataclass

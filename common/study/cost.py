@@ -12,7 +12,8 @@ pages of earlier work, so there the bytes of live tensors are counted at each op
 same every time, without a kernel's scratch space, and with no `reserved`.
 
 Latency is one forward pass in inference mode, from idle device to idle device, after a
-warm-up. """
+warm-up.
+"""
 import copy
 import gc
 import time

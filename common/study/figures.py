@@ -13,8 +13,9 @@ from common.study.rows import ROWS
 
 COLORS = (MUTED, VAL, TRAIN, "#009E73", ACCENT, "#CC79A7", "#56B4E9", "#000000")
 NOTE = (
-    "Dots: means over seeds, each a dash, of runs with all training images. The first study was made "
-    "by hand,\nand this one repeats it; its diamonds of SimpleCNN and SE-ResNet18 are val accuracies, "
+    "Dots: means over seeds, each a dash, of runs with all training images. "
+    "The first study was made by hand,\n"
+    "and this one repeats it; its diamonds of SimpleCNN and SE-ResNet18 are val accuracies, "
     "the only ones it gave."
 )
 

@@ -1,10 +1,10 @@
-"""The first ten minutes on a GPU: everything that only one can answer, part by part,
-printed and written as it goes.
+"""The first ten minutes on a GPU: all that only one can answer, part by part, written as it goes.
 
     python -m common.study.bench --first-look --json FILE
 
 Each part is a process of its own under a time limit, so that one that hangs or dies takes
-no other with it. """
+no other with it.
+"""
 import itertools
 import subprocess
 import sys

@@ -1,7 +1,8 @@
 """The plain loop of most tutorials and ours, as endless iterators that do one step each time.
 
 Plain: PIL images in a DataLoader with workers, torchvision transforms, eager fp32, B2 as
-its package has it. Ours: `TrainStep`, eager, captured as a CUDA graph, or compiled. """
+its package has it. Ours: `TrainStep`, eager, captured as a CUDA graph, or compiled.
+"""
 import itertools
 import os
 from collections.abc import Iterator

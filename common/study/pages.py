@@ -1,5 +1,4 @@
-"""The published tables and the page of all measured results, as Markdown; every number from
-a file of a real run."""
+"""The published tables and the page of all results, every number from a file of a real run."""
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

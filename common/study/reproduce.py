@@ -1,14 +1,14 @@
-"""The complete study in one command: every row of the result table, the ablation, the
-analysis and the bench, published.
+"""The complete study in one command: every row, ablation, analysis and bench, published.
 
-    python -m common.study.reproduce                  # data and ImageNet weights are fetched at first
+    python -m common.study.reproduce                  # fetches data and ImageNet weights
     python -m common.study.reproduce --weights lite2  # from the weights that pip brings
     python -m common.study.reproduce --list           # only the commands
-    python -m common.study.reproduce --smoke          # every step on drawn images: would it work here?
+    python -m common.study.reproduce --smoke          # every step on drawn images
 
 Finished steps are skipped and interrupted ones go on, so the same command may be given
 again. A step that fails leaves the others running, is named at the end, and the exit code
-is 1. At the end docs/results and the guides' tables are written anew. """
+is 1. At the end docs/results and the guides' tables are written anew.
+"""
 import argparse
 import shlex
 import signal

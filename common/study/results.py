@@ -1,14 +1,14 @@
-"""Publish measured runs: copy their small files and write the result tables, every number
-from a file of a real run.
+"""Publish measured runs: copy their small files and write the tables, all numbers from real runs.
 
-    python -m common.study.results runs docs/results          # copies, writes pages, fills the guides
+    python -m common.study.results runs docs/results          # copies, writes pages and guides
     python -m common.study.results docs/results docs/results  # writes the pages anew
     python -m common.study.results runs docs/results --tuning RUNS  # and how defaults were chosen
 
 A row holds the runs that its command gives, one per seed; a run with other settings gets a
 line of its own that shows them. What has not been run stands in the table as "not
 measured". Runs on drawn images are left out, and so are figures that show images of the
-data set: the right to publish those is not ours to give. """
+data set: the right to publish those is not ours to give.
+"""
 import argparse
 from pathlib import Path
 

@@ -1,5 +1,4 @@
-"""The rows of the result table: what each one runs and which runs it counts, one list for
-both.
+"""The rows of the result table: what each one runs and which runs it counts, in one list.
 
 Needs no torch, so that the commands that use it answer `--help` at once.
 """
