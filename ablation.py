@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import train_effnet
-from common.config import Parser, Recipe, Runtime, add_flags, collect
+from common.config import Parser, Recipe, Runtime, add_flags, collect, refuse_without_effect
 from common.errors import InputError, run_script
 
 CONTROL = "EfficientNetB2_Pretrained"
@@ -94,7 +94,13 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     base = replace(
         train_effnet.RECIPES[given.recipe], resize=2, **(SMOKE if runtime.smoke else {})
     )
-    return given, collect(given, base), runtime
+    control = collect(given, base)
+    refuse_without_effect(given, control, runtime)
+    if not runtime.run_name:
+        kind = "smoke-" if runtime.smoke else "report-" if given.recipe == "report" else ""
+        name = control.name(runtime.data_dir or "", base).removesuffix("-seed0")
+        runtime = replace(runtime, run_name=kind + name)
+    return given, control, runtime
 
 
 def share(jobs: list[Job], shard: str | None) -> list[Job]:
@@ -151,13 +157,10 @@ def main() -> int:
     given, control, runtime = parse()
     jobs = [(arm, seed) for seed in given.seeds for arm in given.arms]
     mine = share(jobs, given.shard)
-    kind = "smoke-" if runtime.smoke else "report-" if given.recipe == "report" else ""
-    name = runtime.run_name or kind + replace(control, seed=0).name().replace("-seed0", "")
-    study = Path(runtime.out) / "ablation" / name
+    study = Path(runtime.out) / "ablation" / runtime.run_name
 
-    from common.data.sources import (
-        load_splits,
-    )  # after the command line has been read: torch takes seconds to import
+    # After the command line has been read: torch takes seconds to import.
+    from common.data.sources import load_splits
     from common.study import ablation as tables
     from common.training.run import publish
 

@@ -14,7 +14,7 @@ import pytest
 import ablation
 import train_effnet
 from common.config import Runtime
-from common.errors import RunError
+from common.errors import InputError, RunError
 from common.files import write_csv
 from common.models import weights
 from common.study.ablation import (
@@ -214,20 +214,21 @@ def test_a_shard_minds_its_own_gaps_alone(tmp_path, monkeypatch):
     assert codes == [1, 0] and (study / f"{ARMS[0]}-seed0.FAILED").exists()
 
 
-def test_other_settings_are_another_study(monkeypatch, tmp_path):
+def test_other_settings_are_another_study(monkeypatch):
     names = set()
-    for flags in (
-        [],
-        ["--weights", "lite2"],
-        ["--recipe", "report"],
-        ["--train-limit", "4500"],
-    ):
-        monkeypatch.setattr(
-            sys, "argv", ["ablation.py", "--all", "--collect", "--out", str(tmp_path), *flags]
-        )
-        assert ablation.main() == 1  # nothing is finished
-    names = [path.parent.name for path in tmp_path.glob("ablation/*/ablation.json")]
-    assert len(names) == 4 and any(name.startswith("report-") for name in names)
+    for flags in ("", "--weights lite2", "--recipe report", "--train-limit 4500", "--lr 0.002",
+                  "--data-dir photos", "--synthetic", "--smoke"):
+        monkeypatch.setattr(sys, "argv", ["ablation.py", "--all", *flags.split()])
+        _, _, runtime = ablation.parse()
+        names.add(runtime.run_name)
+    assert len(names) == 8 and any(name.startswith("report-") for name in names)
+    assert not any("seed" in name for name in names)
+
+
+def test_a_flag_without_effect_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--all", "--smoke", "--data-dir", "x"])
+    with pytest.raises(InputError, match="--data-dir has no effect"):
+        ablation.parse()
 
 
 def test_the_smoke_study_starts_from_lite2_where_it_is_installed(tmp_path, monkeypatch):
