@@ -87,9 +87,8 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     if min(given.seeds) < 0 or len(set(given.seeds)) < len(given.seeds):
         parser.error("--seeds must be different whole numbers from 0")
     arms = given.arms or list(ARMS)
-    given.arms = (
-        arms if CONTROL in arms else [CONTROL, *arms]
-    )  # an effect is a difference to the control
+    # An effect is a difference to the control.
+    given.arms = arms if CONTROL in arms else [CONTROL, *arms]
     runtime = collect(given, Runtime())
     base = replace(
         train_effnet.RECIPES[given.recipe], resize=2, **(SMOKE if runtime.smoke else {})

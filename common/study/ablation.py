@@ -97,9 +97,8 @@ def collect(
             else:
                 gaps[folder.name] = "missing"
     rows = [_row(study, arm, control, results) for arm in results]
-    if (
-        not recipe["train_limit"] and not recipe["synthetic"]
-    ):  # else there is nothing to compare with
+    # The first study trained on all of CIFAR-10.
+    if not recipe["train_limit"] and not recipe["synthetic"]:
         for row in rows:
             row["report_top1"] = REPORT_TOP1[row["arm"]]
             row["report_delta"] = REPORT_TOP1[row["arm"]] - REPORT_TOP1[control]

@@ -84,9 +84,8 @@ def main() -> None:
         look(Path(options.json or "first-look.json"), is_available())
         return
     from common.errors import reason
-    from common.files import (
-        write_json,
-    )  # after the command line has been read: torch takes seconds to import
+    # After the command line has been read: torch takes seconds to import.
+    from common.files import write_json
     from common.study.loops import make_case
     from common.study.rates import profile, rates
     from common.training.runtime import environment, set_up
@@ -99,9 +98,8 @@ def main() -> None:
     sizes = given.batch_sizes or ([125, 500, 1000] if device.type == "cuda" else [125])
     for name, batch_size in itertools.product(given.models, sizes):
         if options.json:
-            write_json(
-                Path(options.json), report
-            )  # at first as well: a place that cannot be written is found at once
+            # At first as well: a place that cannot be written is found at once.
+            write_json(Path(options.json), report)
         case = make_case(name, batch_size, runtime, device)
         if "rates" in given.parts:
             report["results"] += rates(case, options.compile, turns, seconds)

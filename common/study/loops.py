@@ -77,9 +77,8 @@ class Pictures(torch.utils.data.Dataset):
     def __init__(self, case: Case) -> None:
         recipe, splits = case.recipe, case.splits
         jitter = [recipe.jitter] * 3
-        self.images = (
-            splits.train.images.cpu().permute(0, 2, 3, 1).numpy()
-        )  # PIL takes (H, W, 3)
+        # PIL takes (H, W, 3).
+        self.images = splits.train.images.cpu().permute(0, 2, 3, 1).numpy()
         self.labels = splits.train.labels.tolist()
         self.transform = T.Compose([
             T.RandomCrop(splits.image_size, padding=recipe.crop_padding),

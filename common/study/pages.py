@@ -104,9 +104,8 @@ def line(row: Row, runs: Sequence[Found]) -> list[str]:
         return [row.title, start, row.report, UNMEASURED, *[""] * 6, command]
     one, result = runs[0], runs[0].result
     settings = [f"{key} {value}" for key, value in row.changes(one.recipe).items()]
-    resumed = any(
-        run.result.get("resumed") for run in runs
-    )  # then the last process tells nothing of the whole
+    # The wall-clock of a resumed run is that of its last process alone.
+    resumed = any(run.result.get("resumed") for run in runs)
     epochs = sorted({len(run.history) for run in runs})
     versions = result["versions"]
     machine = [versions["hardware"], f"torch {versions['torch']}", versions.get("precision")]
@@ -216,9 +215,8 @@ def readme(target: Path) -> dict[str, str]:
 def overview(target: Path) -> str:
     """`target`/README.md: contents, findings, tables, and what each run and the bench say."""
     found = find(target)
-    note = (
-        target / "about.md"
-    )  # what no file of a run knows: the state of the data, who shared the machine
+    # What no file of a run knows: the state of the data, who shared the machine.
+    note = target / "about.md"
     parts = {"analysis": "", "ablation": "", "runs": "", "speed": ""}
     for path in sorted(target.glob("ablation/*/ablation.md")):
         name = quote(path.parent.name)

@@ -39,9 +39,8 @@ def pace(steps: Iterator, seconds: float) -> float:
     next(steps)
     next(steps)
     blocks: list[float] = []
-    while (
-        sum(blocks) < seconds / 10
-    ):  # ten steps a block: reading the clock waits for the device
+    # Ten steps a block: reading the clock waits for the device.
+    while sum(blocks) < seconds / 10:
         blocks.append(timed(lambda: next(steps), 10))
     return statistics.mean(blocks)
 

@@ -92,12 +92,13 @@ def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[Step]
         f"study-{kind}",
         *shared,
     ]
+    # The ablation leaves its best arm's checkpoint there.
     analysis = [
         "analyze.py",
         "--ckpt",
         "best.pt",
         *_flags(runtime, "data_dir", "out", "device"),
-    ]  # the best arm's
+    ]
     return [
         *steps,
         Step(arms),

@@ -50,9 +50,8 @@ def test_linear_memory_by_hand() -> None:
     found = cost.peak_memory("inference", prepare, infer, CPU)
     assert found == {"inference_memory_mb": (weights + images + logits) / 1e6}
     trained = memory(model)["train_memory_mb"] * 1e6
-    assert (
-        trained >= 4 * weights + 4 * 4 * 192
-    )  # weights, gradients, AdamW's two moments, images
+    # Weights, gradients, AdamW's two moments, images.
+    assert trained >= 4 * weights + 4 * 4 * 192
 
 
 def test_memory_is_the_same_alone_and_after_a_larger_model(run_script: Callable) -> None:

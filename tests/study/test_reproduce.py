@@ -63,9 +63,8 @@ def test_names_of_runs_from_other_weights_differ():
         for weights in (None, "lite2")
     ]
     pretrained = [row for row in ROWS if row.starts == PRETRAINED]
-    assert (
-        len(names[0] - names[1]) == 2 * (1 + len(pretrained)) + 1
-    )  # B2 at 64 px, the sizes, the ablation
+    # B2 at 64 px, the sizes, the ablation.
+    assert len(names[0] - names[1]) == 2 * (1 + len(pretrained)) + 1
 
 
 @pytest.fixture

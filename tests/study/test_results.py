@@ -82,9 +82,8 @@ def test_other_settings_get_a_line_of_their_own_that_shows_them(tmp_path):
     (line,) = lines(tmp_path, "SimpleCNN", asked=False)
     assert "SimpleCNN, epochs 2, lr 0.5, momentum 0.5 |" in line and "| val 73.30 |" in line
     (line,) = lines(tmp_path, "EfficientNet-B2, 64 px, from scratch", asked=False)
-    assert (
-        "train_limit 4500 | random weights | – | 31.00 |" in line
-    )  # the first study saw all images
+    # The first study saw all images.
+    assert "train_limit 4500 | random weights | – | 31.00 |" in line
 
 
 def test_each_line_says_which_weights_it_started_from(tmp_path):
@@ -163,9 +162,8 @@ def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
     assert read_csv(docs / "train_baseline/real/history.csv")[0]["stage"] == "head"
     card = json.loads((docs / "train_baseline/real/recipe.json").read_text())
     assert card["runtime"] == {"data_dir": None, "seed": 1}
-    assert (
-        "93.00" in lines(docs, "EfficientNet-B2, 64 px, ImageNet")[0]
-    )  # an arm is a run like any other
+    # An arm is a run like any other.
+    assert "93.00" in lines(docs, "EfficientNet-B2, 64 px, ImageNet")[0]
 
 
 def test_runs_that_chose_a_default_are_grouped_by_setting(tmp_path):
