@@ -18,7 +18,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import train_effnet
-from common.config import Parser, Recipe, Runtime, add_flags, collect, refuse_without_effect
+from common.config import (Parser, Recipe, Runtime, add_flags, checked, collect,
+                           refuse_without_effect)
 from common.errors import InputError, run_script
 
 CONTROL = "EfficientNetB2_Pretrained"
@@ -63,7 +64,7 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     group.add_argument(
         "--seeds",
         nargs="+",
-        type=int,
+        type=checked(int, 0, 2**31 - 1),
         default=[0],
         metavar="N",
         help="runs of each arm (default: 0)",
@@ -84,8 +85,8 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     given = parser.parse_args()
     if given.all == bool(given.arms):
         parser.error("choose --all, or --arms with one or more names")
-    if min(given.seeds) < 0 or len(set(given.seeds)) < len(given.seeds):
-        parser.error("--seeds must be different whole numbers from 0")
+    if len(set(given.seeds)) < len(given.seeds):
+        parser.error("--seeds must differ from one another")
     arms = given.arms or list(ARMS)
     # An effect is a difference to the control.
     given.arms = arms if CONTROL in arms else [CONTROL, *arms]
@@ -179,7 +180,7 @@ def main() -> int:
     print(f"\n{tables.markdown(table)}")
     best = tables.best_checkpoint(study)
     if best and not given.collect:
-        print(publish(best))
+        print(publish(best, Path(runtime.out)))
     own = {f"{arm}-seed{seed}" for arm, seed in mine}
     return 1 if own & table["gaps"].keys() else 0
 

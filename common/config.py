@@ -190,7 +190,8 @@ def checked(kind: type, low: float = -math.inf, high: float = math.inf) -> Calla
             value = math.nan  # beyond every bound
         if not low <= value <= high:
             wanted = "a whole number" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted} from {low:g} to {high:g}")
+            bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted} {bounds}")
         return value
     return convert
 

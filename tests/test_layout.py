@@ -1,4 +1,5 @@
-"""The house keeps its order: imports point down, scripts stand alone, help needs no torch, every public name is explained."""
+"""The house keeps its order: imports point down, scripts stand alone, help needs no torch, every
+public name is explained."""
 import ast
 import sys
 from pathlib import Path
@@ -37,8 +38,9 @@ def imported(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            # `from common.training import fit` names a module, `from common.training.fit import fit` a function.
             names = {f"{node.module}.{alias.name}" for alias in node.names}
+            # `from common.training import fit` names a module,
+            # `from common.training.fit import fit` a function.
             found |= (names & set(MODULES)) or {node.module}
     return found
 
@@ -70,11 +72,13 @@ def test_imports_form_no_circle():
 
 
 def test_package_files_are_empty():
-    assert [path for path in (ROOT / "common").rglob("__init__.py") if path.read_text().strip()] == []
+    files = (ROOT / "common").rglob("__init__.py")
+    assert [path for path in files if path.read_text().strip()] == []
 
 
 def test_tests_have_the_same_rooms():
-    assert {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ROOMS)
+    folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(ROOMS)
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -92,7 +96,8 @@ def test_scripts_read_the_command_line_before_torch(name):
         elif isinstance(node, ast.ImportFrom):
             found.add(node.module)
     assert not found & PACKAGES
-    assert {name for name in found if name.startswith("common")} <= {"common.config", "common.errors"}
+    ours = {name for name in found if name.startswith("common")}
+    assert ours <= {"common.config", "common.errors"}
 
 
 def test_only_the_allowed_packages():
@@ -112,11 +117,15 @@ def test_public_names_have_docstrings_and_hints(name):
             assert ast.get_docstring(node), node.name
         if isinstance(node, ast.FunctionDef):
             assert node.returns is not None, f"{node.name} has no return hint"
-            assert all(argument.annotation for argument in node.args.args + node.args.kwonlyargs), node.name
+            arguments = node.args.args + node.args.kwonlyargs
+            assert all(argument.annotation for argument in arguments), node.name
 
 
 def test_no_line_is_longer_than_100_columns():
     files = [*ROOT.glob("*.py"), *FILES, *(ROOT / "tests").rglob("*.py")]
-    long = [f"{path.relative_to(ROOT)}:{number}" for path in files
-            for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
+    long = []
+    for path in files:
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if len(line) > 100:
+                long.append(f"{path.relative_to(ROOT)}:{number}")
     assert long == []

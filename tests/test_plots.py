@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from common.plots import ACCENT, MUTED, TRAIN, VAL, mosaic, new_figure, short
-from common.study.figures import size_curve, study
 from common.training.curves import augmented_batch, curves, sample_grid
 from common import plots
 
@@ -90,7 +89,7 @@ def test_augmented_batch_clips_and_names_its_tiles(tmp_path: Path, kept: list[Fi
     augmented_batch(images, labels, names, tmp_path / "a.png", "synthetic batch")
     (axes,) = kept[0].axes
     shown = [text.get_text() for text in axes.texts]
-    assert len(shown) == 32 and shown[:2] == ["cat", "dog"] and shown[2] == "a class with an e…"
+    assert len(shown) == 32 and shown[:2] == ["cat", "dog"] and shown[2] == "a class with …"
     canvas = axes.images[0].get_array()
     assert [int(canvas[5, 5 + 66 * k, 0]) for k in range(3)] == [0, 255, 128]
     assert axes.get_title() == "synthetic batch"
@@ -105,26 +104,37 @@ def test_augmented_batch_of_few_images(number: int, tmp_path: Path) -> None:
 
 def test_curves_mark_stage_and_best_epoch(tmp_path: Path, kept: list[Figure]) -> None:
     curves(history(4, 8), tmp_path / "c.png", "synthetic: B2", note="a note")
-    loss, accuracy, rate = kept[0].axes
-    for axes in (loss, accuracy, rate):
+    loss, accuracy, *rates = kept[0].axes
+    assert len(rates) == 2
+    for axes in kept[0].axes:
         dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
         assert [list(line.get_xdata()) for line in dashed] == [[4.5, 4.5]]
     stars = [line for axes in (loss, accuracy) for line in axes.lines if line.get_marker() == "*"]
     assert [line.get_xdata()[0] for line in stars] == [11, 11]
     assert [line.get_ydata()[0] for line in stars] == pytest.approx([1.8 - 10 / 12, 90])
     legend = [text.get_text() for text in accuracy.get_legend().get_texts()]
-    assert "best epoch: 11, val 90.00%" in legend
-    assert rate.get_yscale() == "log"
-    assert [text.get_text() for text in rate.texts] == [" head", " finetune"]
+    assert "best epoch: 11, val 90.00 %" in legend
+    for axes in rates:
+        assert [text.get_text() for text in axes.texts] == [" head", " finetune"]
+        assert axes.get_xlim() == loss.get_xlim()
     assert kept[0].get_suptitle() == "synthetic: B2" and kept[0].get_supxlabel() == "a note"
 
 
 def test_curves_of_one_stage_have_no_stage_line(tmp_path: Path, kept: list[Figure]) -> None:
     curves(history(6, 0), tmp_path / "c.png", "baseline")
-    rate = kept[0].axes[2]
-    assert rate.get_yscale() == "linear" and not rate.texts
+    assert not kept[0].axes[2].texts
     assert not any(line.get_linestyle() == "--" for axes in kept[0].axes for line in axes.lines)
     assert "plain cross-entropy" in kept[0].get_supxlabel()
+
+
+def test_a_spike_of_the_first_epoch_flattens_nothing(tmp_path: Path, kept: list[Figure]) -> None:
+    rows = history(6, 0)
+    curves(rows, tmp_path / "c.png", "calm")
+    rows[0]["train_loss"] = 80.0
+    curves(rows, tmp_path / "c.png", "spike")
+    calm, spiked = (figure.axes[0] for figure in kept)
+    assert not calm.texts and spiked.get_ylim()[1] < 2.5
+    assert [text.get_text() for text in spiked.texts] == ["↑ 80 in epoch 1"]
 
 
 @pytest.mark.parametrize("head, tune", [(1, 0), (1, 1), (0, 2), (4, 30)])
@@ -132,7 +142,7 @@ def test_curves_are_drawn_at_every_length(head: int, tune: int, tmp_path: Path) 
     path = tmp_path / "curves.png"
     curves(history(head, tune), path, "synthetic")
     height, width = cv2.imread(str(path)).shape[:2]
-    assert 1500 < width < 1800 and 450 < height < 700
+    assert 1200 < width < 1500 and 600 < height < 800
     for colour in (TRAIN, VAL, ACCENT, MUTED):
         assert count(path, hexadecimal(colour)) > 10, colour
 
@@ -142,32 +152,6 @@ def test_a_single_epoch_is_a_dot(tmp_path: Path, kept: list[Figure]) -> None:
     assert [line.get_marker() for line in kept[0].axes[2].lines[:2]] == [".", "None"]
     curves(history(1, 0), tmp_path / "c.png", "one epoch")
     assert [line.get_marker() for line in kept[1].axes[0].lines] == [".", ".", "*"]
-
-
-def test_study_shows_ours_beside_the_report(tmp_path: Path, kept: list[Figure]) -> None:
-    first = {"name": "a", "top1": 73.5, "std": 0.3, "report": 73.3, "curve": [40.0, 60.0, 70.0]}
-    second = {"name": "b", "top1": 95.1, "std": 0.0, "report": None, "curve": [50.0, 80.0, 95.0]}
-    study([first, second], tmp_path / "s.png", "a note")
-    accuracy, epochs = kept[0].axes
-    assert [text.get_text() for text in accuracy.texts] == ["73.50", "95.10"]
-    marks = [line for line in accuracy.lines if line.get_marker() == "D"]
-    assert [list(line.get_xdata()) for line in marks if len(line.get_xdata())] == [[73.3]]
-    curves_shown = [list(line.get_ydata()) for line in epochs.lines]
-    assert curves_shown == [first["curve"], second["curve"]]
-
-
-def test_size_curve_has_a_line_for_each_kind_of_weights(tmp_path: Path,
-                                                        kept: list[Figure]) -> None:
-    points = [
-        {"weights": name, "px": px, "top1": 80 + px / 10, "std": 0.2, "seconds": px**2}
-        for name in ("own", "ImageNet") for px in (64, 32)
-    ]
-    size_curve(points, tmp_path / "s.png")
-    accuracy, cost = kept[0].axes
-    assert [list(line.get_xdata()) for line in cost.lines] == [[32, 64]] * 2
-    assert [list(line.get_ydata()) for line in cost.lines] == [[1024, 4096]] * 2
-    legend = accuracy.get_legend().get_texts()
-    assert [text.get_text() for text in legend] == ["own", "ImageNet"]
 
 
 def drawn(name: str, path: Path) -> None:

@@ -14,7 +14,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from common.analysis.scores import best_and_worst
-from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure
+from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure, short
 from common.words import percent
 
 Result = Mapping[str, Any]
@@ -259,8 +259,3 @@ def explained(image: np.ndarray, heat: np.ndarray, px: int = 160) -> list[np.nda
     colour = colour[:, :, ::-1]  # OpenCV gives BGR
     share = 0.75 * above[:, :, None]
     return [plain, colour, ((1 - share) * plain + share * colour).astype(np.uint8)]
-
-
-def short(name: str, most: int = 18) -> str:
-    """A name that fits."""
-    return name if len(name) <= most else name[: most - 1] + "…"

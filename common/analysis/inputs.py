@@ -104,7 +104,7 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
             f"--data-dir {runtime.data_dir}: {path} was trained on the drawn set, "
             "which needs no data; leave the flag out"
         )
-    if not runtime.data_dir:
+    if not subject.recipe.synthetic and not runtime.data_dir:
         # What the checkpoint remembers is no flag of the user's. CIFAR-10 may have moved to where
         # training looks for it; other data is nowhere else.
         trained_on = subject.card.get("data_dir")

@@ -7,6 +7,7 @@ import pickle
 import socket
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
 
 from common.config import Recipe, Runtime
+from common.data import synthetic
 from common.data.folders import read_tree
-from common.data.splits import Splits, divide, make_splits
+from common.data.splits import Names, Splits, divide, make_splits
 from common.data.synthetic import draw
 from common.errors import InputError, reason
 
@@ -47,7 +49,8 @@ def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
         if runtime.data_dir:
             raise InputError(f"--data-dir {runtime.data_dir} has no effect on drawn images "
                              "(--synthetic, --smoke): leave one of the flags out")
-        return _split_32([*draw(600, seed=0), *draw(100, seed=1)], "synthetic", recipe)
+        drawn = *draw(600, seed=0), *draw(100, seed=1)
+        return _split_32(drawn, synthetic.CLASSES, "synthetic", recipe)
     given = runtime.data_dir or os.environ.get("CIFAR10_DIR") or "data"
     folder = Path(os.path.expanduser(given))
     batches = folder if os.path.isfile(folder / "data_batch_1") else folder / FOLDER
@@ -63,15 +66,15 @@ def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
             raise InputError(f"--data-dir {folder} {_content(folder)}: known are {LAYOUTS}")
     if not os.path.isdir(batches):
         _download(folder, allowed=not (runtime.offline or runtime.data_dir))
-    return _split_32(_read_batches(batches), "CIFAR-10, official batches", recipe)
+    return _split_32(_read_batches(batches), CLASSES, "CIFAR-10, official batches", recipe)
 
 
-def _split_32(arrays: list[ndarray], source: str, recipe: Recipe) -> Splits:
-    """The splits of a source whose images are 32×32 and ten classes."""
+def _split_32(arrays: Sequence[ndarray], classes: Names, source: str, recipe: Recipe) -> Splits:
+    """The splits of a source whose images are 32×32 and whose classes are known."""
     if recipe.image_size not in (None, 32) or recipe.fit != "pad":
         raise InputError(f"--image-size and --fit are for pictures in class folders; {source}: all "
                          "images are 32×32 (--resize N enlarges them before the network)")
-    return make_splits(*arrays, CLASSES, source, recipe.val_size, recipe.train_limit)
+    return make_splits(*arrays, classes, source, recipe.val_size, recipe.train_limit)
 
 
 def _content(folder: Path) -> str:

@@ -202,7 +202,7 @@ def _saved(run: Run, batch_size: int) -> Iterator[None]:
     """Save the last whole epoch if the stage ends early; out of memory becomes one line."""
     try:
         yield
-    except (Interrupted, RunError):
+    except (Interrupted, RunError, OSError):
         run.save(force=True)
         raise
     except RuntimeError as error:
@@ -220,4 +220,5 @@ def _announce(seconds: float, on_cpu: bool) -> None:
     if on_cpu and seconds > SLOW:
         hint = ("; a CPU is slow for this: --smoke shows the whole path, --train-limit N trains on"
                 " fewer images")
-    print(f"about {duration(seconds)} of training left in this stage{hint}", flush=True)
+    tqdm.write(f"this takes about {duration(seconds)}{hint}")
+    print(end="", flush=True)

@@ -1,46 +1,62 @@
 """A run's folder, its history, its checkpoints, and going on where it stopped."""
+import contextlib
 import copy
-import csv
-import io
+import filecmp
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from common.config import Recipe, Runtime, difference
 from common.data.splits import Splits
 from common.errors import InputError, reason
-from common.files import read_checkpoint, read_json, write_checkpoint, write_json, write_text
+from common.files import read_checkpoint, read_json, write_checkpoint, write_csv, write_json
 from common.models.build import build
 
+try:
+    import fcntl
+except ImportError:  # Windows has none, and no lock then
+    fcntl = None
+
 FORMAT = 1
-SAVE_EVERY_S = 10.0  # on a GPU an epoch lasts a second and last.pt 90 MB: write it when this much work would be lost
-FIELDS = ("stage", "epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds", "images_per_s")
+SAVE_EVERY_S = 10.0  # seconds of work that may be lost when the machine fails
+SAVING_SHARE = 20  # the next save comes no sooner than this many times the last one's duration
+FIELDS = ("stage", "epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds",
+          "images_per_s")
+# What a run that died before the end of its first epoch leaves behind.
+LEFTOVERS = {"recipe.json", "last.pt", "cifar10_sample_images.png", "augmented_batch.png"}
+_locked: set[Path] = set()  # run folders that are this process's
+CARD_KEYS = ("format", "arch", "weights", "probe", "classes", "mean", "std", "resize",
+             "image_size", "recipe", "source", "split_hash")
 
 
 class Run:
-    """One run: `runs/<script>/<name>/` with recipe.json, history.csv, result.json, figures, best.pt and last.pt.
+    """One run: `runs/<script>/<name>/` with recipe.json, history.csv, result.json, figures,
+    best.pt and last.pt.
 
-    `history` is the only state; best epoch, finished epochs of a stage and patience are all derived from it.
+    `history` is the only state; best epoch, finished epochs of a stage and patience are all
+    derived from it.
     """
 
     def __init__(self, folder: Path, recipe: Recipe, card: dict[str, Any]) -> None:
         self.folder, self.recipe, self.card = folder, recipe, card
         self.history: list[dict[str, Any]] = []
-        self.best_weights: dict[str, torch.Tensor] | None = None
+        self.best_weights: dict[str, Tensor] | None = None
         self.optimizer_state: dict[str, Any] | None = None
         self._kept: dict[str, Any] | None = None
-        self._saved_at = float("-inf")
+        self._best_on_disk: int | None = None  # its epoch
+        self._next_save = float("-inf")
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The history row with the highest val top-1, the first of equals; None before the first epoch."""
+        """The history row with the highest val top-1, the first of equals; None before any."""
         return max(self.history, key=lambda row: row["val_top1"], default=None)
 
     def epochs_done(self, stage: str) -> int:
@@ -52,147 +68,252 @@ class Run:
         values = [row["val_top1"] for row in self.history if row["stage"] == stage]
         return len(values) - 1 - values.index(max(values)) if values else 0
 
-    def keep(self, model: nn.Module, optimizer: torch.optim.Optimizer, stage: str) -> None:
-        """Copy the state after a whole epoch, on its device, so that it can be written whenever the run stops."""
-        self._kept = {"weights": _copy(model.state_dict()), "stage": stage, "optimizer": copy.deepcopy(optimizer.state_dict()),
-                      "history": list(self.history)}
+    def keep(self, model: nn.Module, optimizer: Optimizer, stage: str) -> None:
+        """Copy the state after a whole epoch, on its device, to be written whenever the run stops.
+        """
+        state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+        kept = self._kept or {"stage": None}
+        kept["state"] = _copied(state, kept["state"] if kept["stage"] == stage else None)
+        kept["stage"], kept["history"] = stage, list(self.history)
+        self._kept = kept
         if self.history and self.best is self.history[-1]:
-            self.best_weights = self._kept["weights"]
+            self.best_weights = _copied(state["weights"], self.best_weights)
 
     def save(self, force: bool = False) -> None:
-        """Write best.pt, last.pt and history.csv as of the last whole epoch, if `force` or if SAVE_EVERY_S have passed."""
-        if self._kept is None or not force and time.monotonic() - self._saved_at < SAVE_EVERY_S:
+        """Write best.pt, last.pt and history.csv as of the last whole epoch, if `force` or if
+        enough has been done since the last time."""
+        if self._kept is None or not force and time.monotonic() < self._next_save:
             return
-        if self.best is not None:
-            write_checkpoint(self.folder / "best.pt", {**self.card, "metrics": dict(self.best), "weights": self.best_weights,
-                                                       "probe": self._probe()})
-        weights = self._kept["weights"]
-        write_checkpoint(self.folder / "last.pt", {**self.card, "weights": weights, "training": {**self._kept, "weights": None}})
-        write_history(self.folder / "history.csv", self._kept["history"])
-        self._saved_at = time.monotonic()
+        start = time.monotonic()
+        if self.best is not None and self.best["epoch"] != self._best_on_disk:
+            write_checkpoint(self.folder / "best.pt", {
+                **self.card, "metrics": dict(self.best), "weights": self.best_weights,
+                "probe": self._probe(),
+            })
+            self._best_on_disk = self.best["epoch"]
+        state = self._kept["state"]
+        training = {key: self._kept[key] for key in ("stage", "history")}
+        training["optimizer"] = state["optimizer"]
+        write_checkpoint(self.folder / "last.pt", {
+            **self.card, "weights": state["weights"], "training": training,
+        })
+        if self._kept["history"]:  # this file tells that an epoch was finished
+            write_history(self.folder / "history.csv", self._kept["history"])
+        end = time.monotonic()
+        self._next_save = end + max(SAVE_EVERY_S, SAVING_SHARE * (end - start))
 
-    def _probe(self) -> dict[str, torch.Tensor]:
-        """The card's probe inputs with the logits that the best weights give in fp32 on the CPU."""
+    def _probe(self) -> dict[str, Tensor]:
+        """The probe inputs with the logits that the best weights give in fp32 on the CPU."""
+        inputs = self.card["probe_inputs"]
         with torch.random.fork_rng(devices=[]):
             twin = build(**self.card["arch"])
         twin.load_state_dict(self.best_weights)
         with torch.no_grad():
-            return {"inputs": self.card["probe_inputs"], "logits": twin.eval()(self.card["probe_inputs"])}
+            return {"inputs": inputs, "logits": twin.eval()(inputs)}
 
     def restore(self, model: nn.Module) -> None:
-        """Load last.pt into the model and the history; the optimiser's state waits for the stage it belongs to."""
-        last = read_checkpoint(self.folder / "last.pt")
-        model.load_state_dict(last["weights"])
-        self.history, self.optimizer_state = last["training"]["history"], last["training"]["optimizer"]
-        if self.history:
-            self.best_weights = read_checkpoint(self.folder / "best.pt")["weights"]
+        """Load last.pt into the model and the history; the optimiser's state waits for `fit`."""
+        path = self.folder / "last.pt"
+        last = read_checkpoint(path, ("weights", "training"))
+        try:
+            model.load_state_dict(last["weights"])
+            self.history = last["training"]["history"]
+            self.optimizer_state = last["training"]["optimizer"]
+            if self.history:
+                best = read_checkpoint(self.folder / "best.pt", ("weights", "metrics"))
+                self.best_weights = best["weights"]
+                self._best_on_disk = best["metrics"]["epoch"]
+        except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"--resume: {path} is not what this run wrote ({reason(error)}): "
+                             "restore it, or choose a new --name") from None
 
-    @property
-    def resumed_stage(self) -> str | None:
-        """The stage of the last epoch in the history."""
-        return self.history[-1]["stage"] if self.history else None
+
+def _copied(value: Any, buffers: Any) -> Any:
+    """A deep copy of nested dictionaries, lists and tensors.
+
+    Args:
+        buffers: an earlier copy, whose memory is used again where the tensors are as many; a
+            copy to the device's memory is then a few launches.
+    """
+    sources, targets = list(_tensors(value)), list(_tensors(buffers))
+    if len(sources) != len(targets):
+        return copy.deepcopy(value)
+    devices = [tensor.device for tensor in targets]
+    if [tensor.device for tensor in sources] != devices:  # best.pt of a resumed run, from the disk
+        return copy.deepcopy(value)
+    torch._foreach_copy_(targets, sources)
+    return buffers
 
 
-def card(arch: dict[str, Any], splits: Splits, recipe: Recipe, mean: Iterable[float], std: Iterable[float],
-         probe_inputs: torch.Tensor, versions: dict[str, Any]) -> dict[str, Any]:
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dictionaries and lists, in their order."""
+    if isinstance(value, Tensor):
+        yield value.detach()
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(part)
+
+
+def card(arch: dict[str, Any], splits: Splits, recipe: Recipe, mean: Iterable[float],
+         std: Iterable[float], probe_inputs: Tensor, versions: dict[str, Any]) -> dict[str, Any]:
     """The self-description that every checkpoint of a run carries.
 
     Args:
         arch: arguments of `build`, padding included.
         probe_inputs: (n, 3, H, W) float32, network inputs.
     """
-    return {"format": FORMAT, "arch": arch, "resize": recipe.resize, "image_size": splits.image_size, "mean": tuple(mean), "std": tuple(std),
-            "classes": splits.classes, "recipe": asdict(recipe), "source": splits.source, "split_hash": splits.split_hash,
-            "probe_inputs": probe_inputs.contiguous(), "versions": versions}
+    return {
+        "format": FORMAT, "arch": arch, "resize": recipe.resize, "image_size": splits.image_size,
+        "fit": recipe.fit, "mean": tuple(mean), "std": tuple(std), "classes": splits.classes,
+        "recipe": asdict(recipe), "source": splits.source, "split_hash": splits.split_hash,
+        "identity": splits.identity, "probe_inputs": probe_inputs.contiguous(),
+        "versions": versions,
+    }
 
 
-def open_folder(script: str, recipe: Recipe, runtime: Runtime, splits_hash: str, versions: dict[str, Any]) -> tuple[Path, bool]:
-    """(folder, whether the run in it is finished); a new folder gets its recipe.json, an old one is refused unless resumed.
+def open_folder(script: str, recipe: Recipe, runtime: Runtime, data: dict[str, str],
+                versions: dict[str, Any]) -> Path:
+    """The run's folder, which is this process's alone until its end.
+
+    A new folder gets its recipe.json; one that holds a run is refused unless it is resumed.
+
+    Args:
+        data: split_hash and identity of the data.
 
     Raises:
-        InputError: the folder holds a run and --resume is absent, or --resume finds another recipe or nothing.
+        InputError: the folder holds a run and --resume is absent, --resume finds another recipe,
+            other data or nothing, or another process trains there.
     """
     base = Path(runtime.out) / script
-    name = runtime.run_name or ("smoke-" if runtime.smoke else "") + recipe.name()
+    name = runtime.run_name or recipe.name()
     folder = base / name
-    if runtime.smoke and not runtime.run_name and not runtime.resume:
-        number = 1
-        while folder.exists() and any(folder.iterdir()):  # a trial run never stands in the way of the next one
-            number += 1
-            folder = base / f"{name}-{number}"
-    used = folder.exists() and any(folder.iterdir())
-    if used and not runtime.resume:
-        raise InputError(f"{folder} holds a run already: go on with --resume, or choose a new --name")
     if runtime.resume:
         if not (folder / "recipe.json").is_file():
-            raise InputError(f"--resume: {folder} holds no run; leave --resume out, or name the run with --name")
-        stored = read_json(folder / "recipe.json")
-        changes = difference(stored["recipe"], {**asdict(recipe)}) + difference({"data": stored["split_hash"]}, {"data": splits_hash})
-        if changes:
-            raise InputError(f"--resume: the recipe differs from that of {folder} ({'; '.join(changes)}): restore it, or choose a new --name")
-        return folder, (folder / "result.json").is_file()
+            raise InputError(f"--resume: {folder} holds no run; leave --resume out, or name the run"
+                             " with --name")
+        _lock(folder)
+        _check_same(folder, asdict(recipe), data)
+        return folder
+
+    number = 1
+    while runtime.smoke and not runtime.name_given and _holds_run(folder):
+        # A trial run never stands in the way of the next one.
+        number += 1
+        folder = base / f"{name}-{number}"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "recipe.json", {"script": script, "recipe": asdict(recipe), "runtime": asdict(runtime), "split_hash": splits_hash,
-                                        "versions": versions})
-    return folder, False
+    _lock(folder)
+    if _holds_run(folder):
+        raise InputError(f"{folder} holds a run already: go on with --resume, or choose a new "
+                         "--name")
+    write_json(folder / "recipe.json", {"script": script, "recipe": asdict(recipe),
+                                        "runtime": asdict(runtime), **data, "versions": versions})
+    # Of a run that ended before its first epoch did.
+    (folder / "last.pt").unlink(missing_ok=True)
+    return folder
 
 
-def _copy(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state dict's own copy on the same device."""
-    return {key: value.detach().clone() for key, value in state.items()}
+def _holds_run(folder: Path) -> bool:
+    """Whether there is more than what a run leaves that ends before its first epoch does."""
+    if not folder.exists():
+        return False
+    # A process that is killed while it writes leaves its temporary file.
+    return any(file.name not in LEFTOVERS and file.suffix != ".tmp" for file in folder.iterdir())
+
+
+def _lock(folder: Path) -> None:
+    """Keep other processes out of a run's folder until this one ends, however it ends."""
+    if fcntl is None or folder.resolve() in _locked:
+        return
+    handle = os.open(folder, os.O_RDONLY)  # closed with the process
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _locked.add(folder.resolve())
+    except BlockingIOError:
+        raise InputError(f"{folder} is being trained by another process: wait for it, or choose a "
+                         "new --name") from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+
+
+def _check_same(folder: Path, recipe: dict[str, Any], data: dict[str, str]) -> None:
+    """Raise InputError if the run in `folder` was made with another recipe or other data."""
+    file = folder / "recipe.json"
+    stored = read_json(file, ("recipe", "split_hash"))
+    if not isinstance(stored["recipe"], dict):
+        raise InputError(f"{file} holds no recipe: restore it, or choose a new --name")
+    # Fields and hashes younger than the run are as they were by default.
+    before = asdict(Recipe()) | stored["recipe"]
+    changes = difference(before, recipe)
+    if any(stored.get(key, value) != value for key, value in data.items()):
+        changes.append("the images are not those it was trained on")
+    if changes:
+        raise InputError(f"--resume: the recipe or the data differs from that of {folder} "
+                         f"({'; '.join(changes)}): restore it, or choose a new --name")
 
 
 def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """The history as CSV, one row an epoch; top-1 as a fraction, seconds of training and evaluation."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(history)
-    write_text(path, text.getvalue())
+    """The history as CSV, a row an epoch; top-1 as a fraction, seconds of training and val."""
+    write_csv(path, FIELDS, [[row[field] for field in FIELDS] for row in history])
 
 
 def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
     """(model in eval mode, checkpoint) of one of the project's checkpoints, its probe checked.
 
     Raises:
-        InputError: not a readable checkpoint, of another kind, or its network does not give the logits it promises.
+        InputError: not a readable checkpoint, of another kind, or its network does not give the
+            logits it promises.
     """
-    checkpoint = read_checkpoint(path)
-    if missing := [key for key in ("format", "arch", "weights", "probe", "classes", "mean", "std", "resize", "split_hash") if key not in checkpoint]:
-        raise InputError(f"{path} is not a best.pt of this project ({missing[0]} is missing): use one that a training script wrote")
+    checkpoint = read_checkpoint(path, CARD_KEYS)
     if checkpoint["format"] != FORMAT:
-        raise InputError(f"{path} has format {checkpoint['format']}, this version reads {FORMAT}: train again, or use the version that wrote it")
+        raise InputError(f"{path} has format {checkpoint['format']}, this version reads {FORMAT}: "
+                         "train again, or use the version that wrote it")
     try:
-        model = build(**checkpoint["arch"])
+        model = build(**checkpoint["arch"]).eval()
         model.load_state_dict(checkpoint["weights"])
+        probe = checkpoint["probe"]
         with torch.no_grad():
-            logits = model.eval()(checkpoint["probe"]["inputs"])
-        expected, classes = checkpoint["probe"]["logits"], len(checkpoint["classes"])
-        fits = logits.shape == expected.shape and classes == logits.shape[1]
-        off = float((logits - expected).abs().max()) if fits else 0.0
-        allowed = 1e-3 * max(1.0, float(expected.abs().max()))
-    except (RuntimeError, TypeError, KeyError, AttributeError, ValueError) as error:
-        raise InputError(f"{path} does not fit its own description ({reason(error)}): use another checkpoint") from None
-    if not fits:
-        raise InputError(f"{path} does not fit its own description ({logits.shape[1]} outputs, {classes} classes): use another checkpoint")
+            logits = model(probe["inputs"])
+        if logits.shape[1] != len(checkpoint["classes"]):
+            raise ValueError(f"{logits.shape[1]} outputs, {len(checkpoint['classes'])} classes")
+        off = float((logits - probe["logits"]).abs().max())
+        allowed = 1e-3 * max(1.0, float(probe["logits"].abs().max()))
+    # Whatever a foreign card holds under these keys.
+    except (RuntimeError, TypeError, KeyError, AttributeError, ValueError, InputError) as error:
+        raise InputError(f"{path} does not fit its own description ({reason(error)}): "
+                         "use another checkpoint") from None
     if not off <= allowed:
-        raise InputError(f"{path} does not give its recorded logits (off by {off:.2g}): weights or padding were changed")
+        raise InputError(f"{path} does not give its recorded logits (off by {off:.2g}): weights or "
+                         "padding were changed")
     return model.to(device), checkpoint
 
 
-def publish(best: Path, target: Path = Path("best.pt")) -> str:
-    """Put a run's best.pt at `target`, keeping a file there that exists nowhere else; returns one line saying so."""
-    note = ""
-    if target.exists() and target.stat().st_nlink == 1:
-        number = 1
-        while (aside := target.with_name(f"{target.stem}.{number}{target.suffix}")).exists():
-            number += 1
-        os.replace(target, aside)
-        note = f" (the file that was there is now {aside})"
+def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> str:
+    """Copy a run's best.pt to `target`, and say so in one line.
+
+    A file that is there already, and of which no run has a copy, takes another name. Where nothing
+    can be written, the line says that.
+
+    Args:
+        runs: the folder of all run folders.
+    """
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    note = ""
     try:
-        os.link(best, temporary)
-    except OSError:  # another file system
         shutil.copyfile(best, temporary)
-    os.replace(temporary, target)
+        if target.exists() and not _is_copy(target, runs):
+            number = 1
+            while (aside := target.with_name(f"{target.stem}.{number}{target.suffix}")).exists():
+                number += 1
+            os.replace(target, aside)
+            note = f" (the file that was there is now {aside})"
+        os.replace(temporary, target)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # a read-only file system refuses even that
+            temporary.unlink(missing_ok=True)
+        return f"{best} is not copied to {target} ({error.strerror}): name it by its own path"
     return f"{best} -> {target}{note}"
+
+
+def _is_copy(file: Path, runs: Path) -> bool:
+    """Whether one of the runs has the same bytes."""
+    return any(filecmp.cmp(file, other, shallow=False) for other in runs.rglob("best.pt"))

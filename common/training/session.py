@@ -1,5 +1,8 @@
-"""What every training script does before its first epoch and after its last: data, model and run in, result out."""
+"""What every training script does before its first epoch and after its last."""
+import filecmp
 import gc
+import shlex
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,32 +10,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.config import PROCESS_START, Recipe, Runtime, Stage
 from common.data.augment import Augmentation, Preprocess
 from common.data.sources import load_splits
-from common.data.splits import Splits
-from common.files import write_json
+from common.data.splits import Split, Splits
+from common.errors import Interrupted
+from common.files import write_csv, write_json
 from common.metrics import wilson_interval
 from common.models.build import architecture, build, count_parameters
 from common.models.trace import describe
-from common.models.weights import IMAGENET_MEAN, IMAGENET_STD, LITE2_ORIGIN, load_weights, retake_statistics
+from common.models.weights import (IMAGENET_MEAN, IMAGENET_STD, LITE2_ORIGIN, load_weights,
+                                   retake_statistics)
 from common.training.curves import augmented_batch, curves, sample_grid
 from common.training.diagnose import diagnose
-from common.training.fit import evaluate, fit
-from common.training.run import Run, card, open_folder, publish as put_at_best
-from common.training.runtime import amp_dtype, environment, peak_rss, precision, set_up, wants_compile
-from common.training.step import epoch_order, seed_epoch
+from common.training.fit import evaluate, fit, predict
+from common.training.graph import compile_model
+from common.training.run import Run, card, open_folder
+from common.training.run import publish as put_at_best
+from common.training.runtime import (amp_dtype, environment, peak_rss, precision, set_up,
+                                     wants_compile)
+from common.training.step import epoch_order, fit_batch_size, seed_epoch
+from common.words import count, percent
 
 PROBE_SIZE = 4
+CALIBRATION_IMAGES = 2000  # from which the statistics of transplanted weights are taken
+SHOWN_CLASSES = 20
 HALF = (0.5,) * 3
-_starts = iter([PROCESS_START])  # the first run of a process counts from the process's start, imports included
+_starts = iter([PROCESS_START])  # a process's first run counts from its start, imports included
 
 
 @dataclass
-class Study:
-    """A run ready to train: the model and all splits on one device, and how images become network input."""
+class Session:
+    """A run ready to train: the model and all splits on one device, and how images become network
+    input."""
 
     script: str
     recipe: Recipe
@@ -47,125 +59,243 @@ class Study:
 
     def fit(self, stage: Stage, total_epochs: int | None = None) -> None:
         """Train the unfrozen parameters for one stage; see `fit`."""
-        fit(self.model, self.splits, stage, self.recipe, self.prepare, self.run, amp=self.amp, total_epochs=total_epochs)
+        try:
+            fit(self.model, self.splits, stage, self.recipe, self.prepare, self.run, amp=self.amp,
+                total_epochs=total_epochs)
+        except Interrupted:
+            print(f"to go on: {self._same_command()}", flush=True)
+            raise
+
+    def _same_command(self) -> str:
+        """The command that goes on with this run."""
+        words = ["python", *sys.argv]
+        if self.run.folder.name != self.runtime.run_name:  # a numbered trial run
+            words += ["--name", self.run.folder.name]
+        if Path(sys.argv[0]).stem == self.script and not self.runtime.resume:
+            words.append("--resume")  # ablation.py, which calls this too, goes on by itself
+        return shlex.join(words)
 
 
-def begin(script: str, recipe: Recipe, runtime: Runtime) -> Study | None:
-    """Load the data, build the model, open the run folder and say what will happen; None if the run is finished already.
+def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
+    """Data, model and run, in this order; None if the run is finished already.
 
-    Prints the sizes of train, val and test, the classes and images of each, the parameter count and the feature-map trace,
-    and saves cifar10_sample_images.png and augmented_batch.png in the run's folder.
+    Says what will be trained on what, and saves cifar10_sample_images.png and augmented_batch.png
+    in the run's folder.
 
     Raises:
         InputError: data, weights, folder or flags that cannot be used.
     """
     started = next(_starts, time.perf_counter())
     device = set_up(runtime, recipe.seed)
-    if device.type == "cuda":  # what an earlier run of this process needed, or left behind, is not this one's
+    _forget_earlier_runs(device)
+
+    splits = load_splits(recipe, runtime)
+    _say_data(splits)
+
+    size = splits.image_size * recipe.resize
+    arch = architecture(recipe.model, num_classes=len(splits.classes), input_size=size,
+                        stem=recipe.stem, dropout=recipe.dropout, bn_momentum=recipe.bn_momentum)
+    model = build(**arch)
+    origin, loaded = "random weights", "weights: random"
+    if recipe.pretrained:
+        origin, loaded = load_weights(model, recipe.model, recipe.weights, runtime.offline,
+                                      splits.classes)
+    print(*describe(model, size), loaded, sep="\n")
+
+    amp = amp_dtype(runtime, device, recipe.model)
+    versions = {**environment(device), "precision": precision(amp)}
+    data = {"split_hash": splits.split_hash, "identity": splits.identity}
+    folder = open_folder(script, recipe, runtime, data, versions)
+    if (folder / "result.json").is_file():
+        print(f"{folder} is finished: nothing to do")
+        return None
+    print(f"recipe: {_recipe_in_words(recipe, len(splits.train))}")
+    print(f"run folder: {folder}")
+    print(f"{versions['hardware']}, torch {versions['torch']}, {versions['precision']}", flush=True)
+
+    splits = splits.to(device)
+    model.to(device, memory_format=torch.channels_last)
+    mean, std = _normalization(recipe, splits)
+    prepare = Preprocess(mean, std, recipe.resize, Augmentation.of(recipe), device)
+    probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
+    run = Run(folder, recipe, {
+        **card(arch, splits, recipe, mean, std, probe, versions), "run": folder.name,
+        "data_dir": str(Path(runtime.data_dir).resolve()) if runtime.data_dir else None,
+        "weights_origin": origin,
+    })
+    _save_samples(folder, splits, prepare, recipe)
+    resumed = runtime.resume and (folder / "last.pt").is_file()
+    if resumed:
+        run.restore(model)
+        print(f"resumed after epoch {len(run.history)}")
+    elif origin == LITE2_ORIGIN:
+        retake_statistics(model, _calibration_batches(splits.train, prepare))
+    if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
+        compile_model(model)
+    return Session(script, recipe, runtime, model, splits, prepare, run, amp, started, resumed)
+
+
+def finish(session: Session, publish: bool = True) -> dict[str, Any]:
+    """Restore the best epoch's weights, read test once, and write down what came of the run.
+
+    Writes curves.png, test_predictions.csv, result.json and, if `publish`, ./best.pt. Train, val
+    and test are measured in one precision.
+
+    Returns:
+        The content of result.json: top-1 values are fractions, durations seconds; `wall_seconds`
+        is that of this process, imports and test included, so after a resume (`resumed`) not the
+        whole run's.
+    """
+    run, splits, model = session.run, session.splits, session.model
+    best, train = run.best, splits.train
+    model.load_state_dict(run.best_weights)
+    clean_loss, clean_top1 = evaluate(model, train, session.prepare, session.amp)
+    test = _test(session)
+    plain = session.prepare.spec == Augmentation() and session.recipe.label_smoothing == 0
+    told = diagnose(run.history, classes=len(splits.classes), clean_train_top1=clean_top1,
+                    regularised=not plain)
+    curves(run.history, run.folder / "curves.png",
+           f"{run.folder.parent.name} / {run.folder.name} ({splits.source})")
+    last_stage = [row for row in run.history if row["stage"] == run.history[-1]["stage"]]
+    result = {
+        "script": session.script, "source": splits.source, "class_names": splits.classes,
+        "identity": splits.identity, "weights": run.card["weights_origin"],
+        "best_epoch": best["epoch"], "epochs": len(run.history),
+        "val_top1": best["val_top1"], "val_loss": best["val_loss"],
+        "train_top1": run.history[-1]["train_top1"],
+        "clean_train_top1": clean_top1, "clean_train_loss": clean_loss, **test,
+        "train_seconds": sum(row["seconds"] for row in run.history),
+        # Of the last stage, which trains the whole network.
+        "images_per_s": max(row["images_per_s"] for row in last_stage),
+        "wall_seconds": time.perf_counter() - session.started, "resumed": session.resumed,
+        "parameters": count_parameters(model),
+        "peak_memory_bytes": _peak_memory(train.labels.device), "peak_rss_bytes": peak_rss(),
+        "verdict": told.verdict, "diagnosis": told.words,
+        "versions": run.card["versions"], "precision": run.card["versions"]["precision"],
+    }
+    write_json(run.folder / "result.json", result)  # its presence says that the run is finished
+    _say_result(result, told.words)
+    if publish:
+        own, copy = run.folder / "best.pt", Path("best.pt")
+        print(put_at_best(own, Path(session.runtime.out), copy))
+        copied = copy.is_file() and filecmp.cmp(own, copy, shallow=False)
+        shown = copy if copied else own
+        print("next:", shlex.join(["python", "analyze.py", "--ckpt", str(shown)]))
+    return result
+
+
+def _forget_earlier_runs(device: torch.device) -> None:
+    """Free what an earlier run of this process left on the GPU, so that no run's peak is another's.
+    """
+    if device.type == "cuda":
         gc.collect()  # a compiled model is a cycle of references
         torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    amp = amp_dtype(runtime, device, recipe.model)
-    splits = load_splits(recipe, runtime)
-    versions = {**environment(device), "precision": precision(amp)}
-    size = splits.image_size * recipe.resize
-    arch = architecture(recipe.model, num_classes=len(splits.classes), input_size=size, stem=recipe.stem, dropout=recipe.dropout,
-                               bn_momentum=recipe.bn_momentum)
-    model = build(**arch)
-    mean, std = {"data": (splits.mean, splits.std), "imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": (HALF, HALF),
-                 "none": ((0.0,) * 3, (1.0,) * 3)}[recipe.normalization]
-    origin, line = "random weights", "weights: random"
-    if recipe.pretrained:
-        origin, line = load_weights(model, recipe.model, recipe.weights, runtime.offline, splits.classes)
-    folder, finished = open_folder(script, recipe, runtime, splits.split_hash, versions)
-    if finished:
-        print(f"{folder} is finished: nothing to do")
-        return None
-    for line in [_describe_data(splits), *describe(model, size), line, f"run folder: {folder}",
-                 f"{versions['hardware']}, torch {versions['torch']}, {versions['precision']}"]:
-        print(line)
-    model.to(device, memory_format=torch.channels_last)
-    splits = splits.to(device)
-    prepare = Preprocess(mean, std, recipe.resize, Augmentation.of(recipe), device)
-    resumed = runtime.resume and (folder / "last.pt").is_file()
-    if origin == LITE2_ORIGIN and not resumed:
-        retake_statistics(model, _calibration_batches(splits, prepare))
-    _save_samples(folder, splits, prepare, recipe)
-    probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
-    data_dir = str(Path(runtime.data_dir).resolve()) if runtime.data_dir else None
-    run = Run(folder, recipe, {**card(arch, splits, recipe, mean, std, probe, versions), "data_dir": data_dir, "weights_origin": origin})
-    if resumed:
-        run.restore(model)
-        print(f"resumed after epoch {len(run.history)}")
-    if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
-        torch._dynamo.config.suppress_errors = True  # what cannot be compiled runs eagerly
-        torch._dynamo.config.recompile_limit = 64  # one process compiles every arm of an ablation, each in train and eval mode
-        model.compile()
-    return Study(script, recipe, runtime, model, splits, prepare, run, amp, started, resumed)
 
 
-def _calibration_batches(splits: Splits, prepare: Preprocess) -> Iterator[torch.Tensor]:
-    """Network inputs of up to 2,000 training images, the same for every seed, not augmented; in batches of 500."""
-    images = splits.train.images
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:2000]
-    for part in chosen.to(images.device).split(500):
-        yield prepare.clean(images[part])
+def _peak_memory(device: torch.device) -> int | None:
+    """Bytes that the run had allocated on the GPU at most."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
-def _describe_data(splits: Splits) -> str:
-    """Sizes, classes and images per class of every split."""
-    counts = {name: torch.bincount(getattr(splits, name).labels, minlength=len(splits.classes)).tolist() for name in ("train", "val", "test")}
-    lines = [f"data: {splits.source}; train {len(splits.train):,} / val {len(splits.val):,} / test {len(splits.test):,}, "
-             f"{splits.image_size}×{splits.image_size}, split {splits.split_hash}"]
-    shown = range(min(20, len(splits.classes)))
-    width = max(len(splits.classes[k]) for k in shown)
-    lines += [f"  {splits.classes[k]:<{width}}  " + " / ".join(f"{counts[name][k]:>5,}" for name in counts) for k in shown]
-    return "\n".join(lines + ([f"  … and {len(splits.classes) - 20} more classes"] if len(splits.classes) > 20 else []))
+def _normalization(recipe: Recipe, splits: Splits) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel by which the recipe scales the input."""
+    known = {"data": (splits.mean, splits.std), "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
+             "half": (HALF, HALF), "none": ((0.0,) * 3, (1.0,) * 3)}
+    return known[recipe.normalization]
+
+
+def _calibration_batches(train: Split, prepare: Preprocess) -> Iterator[Tensor]:
+    """Network inputs of training images, the same for every seed, not augmented."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
+    chosen = order[:CALIBRATION_IMAGES].to(train.labels.device)
+    for part in chosen.split(500):
+        yield prepare.clean(train.images[part])
+
+
+def _say_data(splits: Splits) -> None:
+    """Sizes, classes and images of each class, and what the source has to say."""
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    sizes = " / ".join(f"{name} {len(split):,}" for name, split in parts.items())
+    print(f"data: {splits.source}; {sizes}, {splits.image_size}×{splits.image_size} px")
+    kinds = len(splits.classes)
+    counts = [torch.bincount(split.labels, minlength=kinds).tolist() for split in parts.values()]
+    names = splits.classes[:SHOWN_CLASSES]
+    width = max(map(len, names))
+    for name, *images in zip(names, *counts):
+        print(f"  {name:<{width}}  " + " / ".join(f"{n:>5,}" for n in images))
+    if kinds > SHOWN_CLASSES:
+        print(f"  … and {count(kinds - SHOWN_CLASSES, 'more class', 'more classes')}")
+    for note in splits.notes:
+        print(f"note: {note}")
+
+
+def _recipe_in_words(recipe: Recipe, images: int) -> str:
+    """Optimiser, rate, batch and augmentation in one line."""
+    batch = fit_batch_size(images, recipe.batch_size)
+    steps = len(epoch_order(images, batch, 0))
+    optimizer = {"sgd": "SGD", "adamw": "AdamW"}[recipe.optimizer]
+    spec = {
+        f"crop ±{recipe.crop_padding} px": recipe.crop_padding, "flip": recipe.flip,
+        f"rotation ±{recipe.rotation:g}°": recipe.rotation,
+        f"colour jitter {recipe.jitter:g}": recipe.jitter,
+        f"random erasing {recipe.random_erasing:g}": recipe.random_erasing,
+    }
+    augmentation = ", ".join(word for word, used in spec.items() if used) or "none"
+    stages = f"{recipe.head_epochs} + {recipe.epochs}" if recipe.head_epochs else recipe.epochs
+    smoothing = f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else ""
+    return (f"{stages} epochs, {optimizer}, lr {recipe.lr:g} {recipe.schedule}, "
+            f"batch {batch} ({count(steps, 'step')} an epoch){smoothing}; "
+            f"augmentation: {augmentation}")
 
 
 def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, recipe: Recipe) -> None:
-    """cifar10_sample_images.png and augmented_batch.png; both from generators of their own, so training is not touched."""
-    sample_grid(splits.train.images.cpu().numpy(), splits.train.labels.cpu().numpy(), splits.classes, folder / "cifar10_sample_images.png",
-                      f"Training images ({splits.source})")
-    order = epoch_order(len(splits.train), min(recipe.batch_size, len(splits.train)), seed_epoch(recipe.seed, 1))
-    at = order[0, :64].to(splits.train.labels.device)
+    """cifar10_sample_images.png and augmented_batch.png, from generators of their own: training is
+    not touched."""
+    train, classes = splits.train, splits.classes
+    sample_grid(train.images.cpu().numpy(), train.labels.cpu().numpy(), classes,
+                folder / "cifar10_sample_images.png", f"Training images ({splits.source})")
+    batch_size = fit_batch_size(len(train), recipe.batch_size)
+    order = epoch_order(len(train), batch_size, seed_epoch(recipe.seed, 1))
+    at = order[0, :64].to(train.labels.device)
     generator = torch.Generator(at.device).manual_seed(recipe.seed)
-    batch = prepare.train(splits.train.images[at], generator) * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
-    augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), splits.train.labels[at].cpu().numpy(), splits.classes, folder / "augmented_batch.png",
-                          f"First augmented batch ({splits.source})")
+    batch = prepare.train(train.images[at], generator)
+    batch = batch * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
+    augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), train.labels[at].cpu().numpy(),
+                    classes, folder / "augmented_batch.png",
+                    f"The first training batch, augmented ({splits.source})")
 
 
-def finish(study: Study, publish: bool = True) -> dict[str, Any]:
-    """Restore the best epoch's weights, read test once, diagnose, and write result.json, curves.png and (`publish`) ./best.pt.
-
-    Returns:
-        The content of result.json: top-1 values are fractions, durations seconds; `wall_seconds` is that of this process, imports
-        and test included, so after a resume (`resumed`) not the whole run's.
-    """
-    run, splits, model = study.run, study.splits, study.model
-    model.load_state_dict(run.best_weights)
-    clean_loss, clean_top1 = evaluate(model, splits.train, study.prepare)  # in fp32, as analyze.py does
-    test_loss, test_top1 = evaluate(model, splits.test, study.prepare)  # the only read of test
-    low, high = wilson_interval(round(test_top1 * len(splits.test)), len(splits.test))
-    best = run.best
-    words = diagnose(run.history, clean_train_top1=clean_top1, regularised=study.prepare.spec != Augmentation() or study.recipe.label_smoothing > 0)
-    curves(run.history, run.folder / "curves.png", f"{run.folder.parent.name} / {run.folder.name} ({splits.source})")
-    result = {
-        "script": study.script, "source": splits.source, "class_names": splits.classes, "best_epoch": best["epoch"], "epochs": len(run.history), "val_top1": best["val_top1"],
-        "val_loss": best["val_loss"], "train_top1": run.history[-1]["train_top1"], "clean_train_top1": clean_top1, "clean_train_loss": clean_loss,
-        "test_top1": test_top1, "test_loss": test_loss, "test_interval_95": [low, high], "test_images": len(splits.test),
-        "train_seconds": sum(row["seconds"] for row in run.history), "images_per_s": max(row["images_per_s"] for row in run.history),
-        "wall_seconds": time.perf_counter() - study.started, "resumed": study.resumed, "parameters": count_parameters(model),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if splits.test.labels.is_cuda else None,
-        "peak_rss_bytes": peak_rss(),
-        "weights": run.card["weights_origin"], "verdict": words.verdict, "diagnosis": words.words, "versions": run.card["versions"],
+def _test(session: Session) -> dict[str, Any]:
+    """The only read of test: accuracy with its interval, the mean over classes, and each image's
+    prediction in test_predictions.csv."""
+    test = session.splits.test
+    logits = predict(session.model, test.images, session.prepare, amp=session.amp)
+    preds = logits.argmax(1)
+    hits = preds == test.labels
+    low, high = wilson_interval(int(hits.sum()), len(test))
+    kinds = test.labels.unique()
+    recalls = torch.stack([hits[test.labels == kind].double().mean() for kind in kinds])
+    write_csv(session.run.folder / "test_predictions.csv", ("name", "label", "prediction"),
+              zip(test.names, test.labels.tolist(), preds.tolist()))
+    return {
+        "test_top1": float(hits.double().mean()),
+        "test_loss": float(nn.functional.cross_entropy(logits, test.labels)),
+        "test_interval_95": [low, high], "test_images": len(test),
+        "balanced_top1": float(recalls.mean()),  # the mean of the classes' recalls
     }
-    print(f"best epoch {best['epoch']}: val {best['val_top1']:.2%}, train without augmentation {clean_top1:.2%}")
-    print(f"test: {test_top1:.2%} (95 % interval {low:.2%} to {high:.2%}), loss {test_loss:.4f}, {splits.source}")
-    for sentence in words.words:
+
+
+def _say_result(result: dict[str, Any], words: list[str]) -> None:
+    """What came of the run, for the terminal."""
+    print(f"best epoch {result['best_epoch']}: val {percent(result['val_top1'])}, train without "
+          f"augmentation {percent(result['clean_train_top1'])}")
+    low, high = result["test_interval_95"]
+    line = (f"test: {percent(result['test_top1'])} (95 % interval {percent(low)} to "
+            f"{percent(high)}) of {count(result['test_images'], 'image')}, {result['source']}")
+    if abs(result["balanced_top1"] - result["test_top1"]) > 0.001:
+        line += f"; {percent(result['balanced_top1'])} in the mean over classes"
+    print(line)
+    for sentence in words:
         print(f"  {sentence}")
-    if publish:
-        print(put_at_best(run.folder / "best.pt"))
-    write_json(run.folder / "result.json", result)  # last: its presence says that the run is finished
-    return result

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -466,14 +465,14 @@ BAD = {
     "pickle": "not a readable checkpoint",
     "zipped pickle": "not a readable checkpoint",
     "list": "holds a list",
-    "last.pt": "probe is missing",
-    "state dict": "format is missing",
+    "last.pt": "lacks 'probe'",
+    "state dict": "lacks 'format'",
     "format": "has format 99",
     "weights": "recorded logits",
     "architecture": "does not fit its own description",
     "outputs": "does not fit its own description",
     "classes": "does not fit its own description",
-    "no recipe": "does not describe itself",
+    "no recipe": "lacks 'recipe'",
     "strange recipe": "does not describe itself",
     "resize": "does not describe itself",
     "mean": "does not describe itself",
@@ -483,7 +482,7 @@ BAD = {
     "another split": "held out",
     "too little data": "was trained on: --val-size",
     "layer": "choose from blocks.0.0, blocks.0.1",
-    "--limit": "at least 1",
+    "--limit": "whole number of at least 1",
     "no effect": "--limit has no effect on your own pictures",
     "no picture": "no picture there",
     "--split": "invalid choice",

@@ -108,7 +108,7 @@ def test_the_second_class_is_explained_where_it_is_close(
         pictures.explain_pictures(str(ckpt), None, [str(photos / "a <b>$5.png")], HERE)
     assert [len(shown) for shown, _, _ in seen] == [3, 2]
     assert [heads[0] for _, heads, _ in seen] == ["photo", "photo"]
-    assert [heads[1].split()[0] for _, heads, _ in seen] == ["automobile", "automobile"]
+    assert [heads[1].split()[0] for _, heads, _ in seen] == ["ring", "ring"]
 
 
 def test_a_folder_without_pictures_is_one_line(ckpt: Path, tmp_path: Path) -> None:

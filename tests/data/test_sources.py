@@ -3,7 +3,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import pickle
 import socket
 import struct

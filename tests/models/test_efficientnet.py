@@ -30,7 +30,7 @@ def test_depthwise_gradients_equal_torchs(size, kernel, stride, layout):
 
 @pytest.mark.parametrize("size", [32, 64])
 def test_gradients_equal_the_packages_where_taps_are_summed(size, monkeypatch):
-    """In fp64, the last blocks, whose kernels are larger than their maps, through `DepthwiseConv`."""
+    """In fp64; the last blocks, whose kernels exceed their maps, through `DepthwiseConv`."""
     torch.manual_seed(0)
     theirs = EfficientNet.from_name("efficientnet-b2", num_classes=10, image_size=260).double()
     ours = efficientnet_b2().double()

@@ -201,7 +201,7 @@ def test_a_failing_arm_is_marked_and_a_rerun_clears_it(tmp_path, monkeypatch):
 def test_a_shard_minds_its_own_gaps_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(train_effnet, "train", fail)
     monkeypatch.setattr("common.data.sources.load_splits", lambda *_: None)
-    monkeypatch.setattr("common.training.run.publish", lambda path: f"{path} published")
+    monkeypatch.setattr("common.training.run.publish", lambda path, runs: f"{path} of {runs}")
     study = tmp_path / "ablation" / "s"
     codes = []
     for shard in ("1/5", "2/5"):
@@ -216,7 +216,7 @@ def test_a_shard_minds_its_own_gaps_alone(tmp_path, monkeypatch):
 
 def test_other_settings_are_another_study(monkeypatch):
     names = set()
-    for flags in ("", "--weights lite2", "--recipe report", "--train-limit 4500", "--lr 0.002",
+    for flags in ("", "--weights lite2", "--recipe report", "--train-limit 4500", "--lr 0.001",
                   "--data-dir photos", "--synthetic", "--smoke"):
         monkeypatch.setattr(sys, "argv", ["ablation.py", "--all", *flags.split()])
         _, _, runtime = ablation.parse()

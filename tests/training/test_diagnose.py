@@ -5,9 +5,8 @@ import pytest
 from common.training.diagnose import diagnose
 
 
-def rows(
-    train_loss: list[float], train_top1: list[float], val_loss: list[float], val_top1: list[float]
-) -> list[dict[str, object]]:
+def rows(train_loss: list[float], train_top1: list[float], val_loss: list[float],
+         val_top1: list[float]) -> list[dict[str, object]]:
     """A one-stage history of these curves."""
     keys = ("train_loss", "train_top1", "val_loss", "val_top1")
     return [
@@ -21,7 +20,8 @@ def line(points: dict[int, float]) -> list[float]:
     knots = sorted(points.items())
     values = [knots[0][1]]
     for (left, low), (right, high) in zip(knots, knots[1:]):
-        values += [low + (high - low) * (i - left) / (right - left) for i in range(left + 1, right + 1)]
+        slope = (high - low) / (right - left)
+        values += [low + slope * (i - left) for i in range(left + 1, right + 1)]
     return values
 
 
@@ -36,7 +36,7 @@ def textbook() -> list[dict[str, object]]:
 
 
 def reference_baseline() -> list[dict[str, object]]:
-    """SimpleCNN under the report's recipe: its measured first three epochs, epoch 29 and epoch 50."""
+    """SimpleCNN under the report's recipe: its measured epochs 1 to 3, 29 and 50."""
     return rows(
         train_loss=line({1: 2.239, 2: 1.933, 3: 1.675, 15: 0.85, 29: 0.43, 50: 0.01}),
         train_top1=line({1: 0.202, 2: 0.299, 3: 0.394, 15: 0.70, 29: 0.85, 50: 0.9997}),
@@ -56,13 +56,17 @@ def test_textbook_phases() -> None:
 def test_words_carry_the_numbers() -> None:
     text = " ".join(diagnose(textbook()).words)
     assert "epochs 1-4" in text and "epochs 5-7" in text and "epochs 8-10" in text
-    assert "val loss turns at epoch 7 and rises from 1.00 to 1.30 while train loss falls from 0.80 to 0.20" in text
-    assert "Train 84.00%, val 48.00% at the last epoch (10): gap 36.00 points." in text
+    assert ("val loss turns at epoch 7 and rises from 1.00 to 1.30 "
+            "while train loss falls from 0.80 to 0.20") in text
+    assert "Train 84.00 %, val 48.00 % at the last epoch (10): gap 36.00 points." in text
     assert "Verdict: overfit." in text and "augmentation" not in text
 
 
 def test_epochs_are_the_rows_own_and_csv_strings_do() -> None:
-    later = [{**{k: str(v) for k, v in row.items()}, "epoch": str(row["epoch"] + 100)} for row in textbook()]
+    later = []
+    for row in textbook():
+        words = {key: str(value) for key, value in row.items()}
+        later.append(words | {"epoch": str(row["epoch"] + 100)})
     found = diagnose(later)
     assert found.phases[-1] == ("overfitting", 108, 110) and found.val_loss_turn == 107
 
@@ -90,14 +94,16 @@ def test_imagenet_stem_underfits_with_or_without_clean_accuracy() -> None:
 
 
 def test_good_fit() -> None:
-    history = rows(line({1: 1.5, 30: 0.1}), line({1: 0.5, 30: 0.97}), line({1: 1.3, 30: 0.17}), line({1: 0.55, 30: 0.95}))
+    history = rows(line({1: 1.5, 30: 0.1}), line({1: 0.5, 30: 0.97}),
+                   line({1: 1.3, 30: 0.17}), line({1: 0.55, 30: 0.95}))
     found = diagnose(history)
     assert found.verdict == "good fit" and found.val_loss_turn is None
     assert found.gap == pytest.approx(0.02)
 
 
 def test_val_above_ninety_is_no_underfit_though_augmented_train_is_low() -> None:
-    history = rows(line({1: 1.9, 30: 0.8}), line({1: 0.4, 30: 0.89}), line({1: 1.3, 30: 0.2}), line({1: 0.5, 30: 0.945}))
+    history = rows(line({1: 1.9, 30: 0.8}), line({1: 0.4, 30: 0.89}),
+                   line({1: 1.3, 30: 0.2}), line({1: 0.5, 30: 0.945}))
     assert diagnose(history, regularised=True).verdict == "good fit"
 
 
@@ -109,23 +115,28 @@ def test_two_stages_count_as_one_sequence() -> None:
 
 
 def test_clean_accuracy_explains_train_below_val() -> None:
-    history = rows(line({1: 2.0, 20: 0.8}), line({1: 0.3, 20: 0.88}), line({1: 1.5, 20: 0.3}), line({1: 0.4, 18: 0.93, 20: 0.92}))
+    history = rows(line({1: 2.0, 20: 0.8}), line({1: 0.3, 20: 0.88}),
+                   line({1: 1.5, 20: 0.3}), line({1: 0.4, 18: 0.93, 20: 0.92}))
     found = diagnose(history, regularised=True, clean_train_top1=0.97)
     train = history[17]["train_top1"]
-    assert found.gap == pytest.approx(0.97 - 0.93), "clean accuracy belongs with the best epoch's val"
+    assert found.gap == pytest.approx(0.97 - 0.93), "clean accuracy belongs to the best epoch"
     text = " ".join(found.words)
-    assert f"train {train:.2%} lies {(0.93 - train) * 100:.2f} points below val 93.00%" in text
-    assert "the same weights reach 97.00%, 4.00 points above val" in text
+    assert "Plain train images 97.00 %, val 93.00 % at the best epoch (18): gap 4.00 points" in text
+    assert f"augmented, train accuracy was {train * 100:.2f} %, below val" in text
     assert "not the same measurement" in " ".join(diagnose(history, regularised=True).words)
+
+
+def test_equal_accuracies_are_not_said_to_lie_above_each_other() -> None:
+    history = rows([0.4] * 5, [0.93] * 5, [0.3] * 5, [0.93] * 5)
+    assert "93.00 %, equal to val" in " ".join(diagnose(history, regularised=True).words)
 
 
 @pytest.mark.parametrize("end, turns", [(1.04, None), (1.09, 6)])
 def test_small_rise_of_val_loss_is_no_turn(end: float, turns: int | None) -> None:
     flat = [1.0] * 4
-    history = rows(
-        line({1: 2.0, 14: 0.2}), line({1: 0.5, 14: 0.97}),
-        [2.0, 1.8, 1.6, 1.4, 1.2, 1.0, *flat, end, end, end, end], line({1: 0.5, 14: 0.95}),
-    )  # fmt: skip
+    val_loss = [2.0, 1.8, 1.6, 1.4, 1.2, 1.0, *flat, end, end, end, end]
+    history = rows(line({1: 2.0, 14: 0.2}), line({1: 0.5, 14: 0.97}),
+                   val_loss, line({1: 0.5, 14: 0.95}))
     found = diagnose(history)
     assert (found.val_loss_turn is None) == (turns is None)
     assert found.verdict == "good fit", "a gap of 2 points is no overfit, whatever the loss does"
@@ -139,7 +150,8 @@ def test_rising_val_loss_without_falling_train_loss_is_no_overfitting() -> None:
 
 
 def test_one_noisy_epoch_opens_no_phase() -> None:
-    history = rows(line({1: 1.5, 20: 0.2}), line({1: 0.5, 20: 0.95}), line({1: 1.3, 20: 0.25}), line({1: 0.5, 20: 0.93}))
+    history = rows(line({1: 1.5, 20: 0.2}), line({1: 0.5, 20: 0.95}),
+                   line({1: 1.3, 20: 0.25}), line({1: 0.5, 20: 0.93}))
     history[9]["val_top1"] -= 0.2
     history[14]["val_loss"] = 0.2  # lowest of all, and followed by higher ones
     assert [name for name, _, _ in diagnose(history).phases] == ["fast learning"]
@@ -155,7 +167,8 @@ def test_short_histories(epochs: int) -> None:
 
 @pytest.mark.parametrize("epochs, verdict", [(3, "too short to tell"), (4, "good fit")])
 def test_verdict_takes_four_epochs(epochs: int, verdict: str) -> None:
-    assert diagnose(rows([0.1] * epochs, [0.97] * epochs, [0.2] * epochs, [0.95] * epochs)).verdict == verdict
+    history = rows([0.1] * epochs, [0.97] * epochs, [0.2] * epochs, [0.95] * epochs)
+    assert diagnose(history).verdict == verdict
 
 
 @pytest.mark.parametrize("val, verdict", [(0.87, "overfit"), (0.91, "good fit")])
@@ -168,9 +181,29 @@ def test_still_rising_is_too_short() -> None:
     assert diagnose(reference_baseline()[:6]).verdict == "too short to tell"
 
 
-def test_chance_level_has_no_fast_learning_and_underfits() -> None:
-    found = diagnose(rows([2.3] * 8, [0.1] * 8, [2.31] * 8, [0.1] * 8))
-    assert found.phases == [] and found.verdict == "underfit"
+@pytest.mark.parametrize("classes, verdict", [(10, "nothing learned"), (1000, "underfit")])
+def test_chance_level_is_named(classes: int, verdict: str) -> None:
+    found = diagnose(rows([2.3] * 8, [0.1] * 8, [2.31] * 8, [0.1] * 8), classes=classes)
+    assert found.phases == [] and found.verdict == verdict
+
+
+def test_no_loss_is_said_to_fall_that_rose() -> None:
+    """The averaged train loss falls, the row at the turn happens to be the lowest of all."""
+    history = textbook()
+    history[6]["train_loss"] = 0.1
+    text = " ".join(diagnose(history).words)
+    assert "falls" not in text
+
+
+@pytest.mark.parametrize("epochs, words", [(1, "1 epoch of the 4"), (3, "3 epochs of the 4")])
+def test_counts_agree_with_their_nouns(epochs: int, words: str) -> None:
+    assert words in diagnose(textbook()[:epochs]).words[-1]
+
+
+def test_a_verdict_names_no_cause_that_the_numbers_do_not_show() -> None:
+    history = rows([1.0] * 9, [0.7] * 9, [1.0] * 9, [0.69] * 9)
+    said = diagnose(history).words[-1]
+    assert said.startswith("Verdict: underfit.") and "data" not in said and "may" in said
 
 
 def test_empty_history_is_refused() -> None:
