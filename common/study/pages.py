@@ -19,7 +19,7 @@ HEADS = (
     "run", "weights", "first study %", "test top-1 %", "val %", "epochs", "training", "wall-clock",
     "images/s", "hardware", "command",
 )  # fmt: skip
-SHORT = HEADS[:-1]  # of README.md's table
+SHORT = HEADS[:-1]  # of the guides' tables
 TUNED = ("lr", "head_epochs", "epochs", "batch_size", "train_limit")
 PAGE = """# Measured results
 

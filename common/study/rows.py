@@ -96,7 +96,7 @@ ROWS = (
     Row("b2", "EfficientNet-B2, 64 px, ImageNet weights", "93.77 to 93.81", B2, ("imagenet",)),
     Row(
         "b2-lite2",
-        f"EfficientNet-B2, 64 px, {STARTS['lite2']}",
+        "EfficientNet-B2, 64 px, Lite2's weights",
         "–",
         f"{B2} --weights lite2",
         ("lite2",),

@@ -510,7 +510,7 @@ def test_real_cifar_10(cifar10_dir: Path) -> None:
     assert splits.split_hash == "d35c25fad089738a"
 
 
-def test_the_readme_turns_tiny_imagenet_into_a_class_folder_set(tmp_path: Path) -> None:
+def test_the_guide_turns_tiny_imagenet_into_a_class_folder_set(tmp_path: Path) -> None:
     """Its commands, run on a folder laid out as the archive is: images a level deeper, val in one
     folder with a list, test unlabelled."""
     root, image = tmp_path / "tiny-imagenet-200", np.zeros((3, 64, 64), np.uint8)
@@ -525,7 +525,7 @@ def test_the_readme_turns_tiny_imagenet_into_a_class_folder_set(tmp_path: Path) 
         rows.append(f"val_{i}.JPEG\t{classes[i % 2]}\t0\t32\t44\t62\n")
     (root / "val" / "val_annotations.txt").write_text("".join(rows))
     write_image(root / "test" / "images" / "test_0.JPEG", image)
-    _, after = (ROOT / "README.md").read_text().split("<!-- tiny-imagenet -->\n```sh\n")
+    _, after = (ROOT / "docs/guide.md").read_text().split("<!-- tiny-imagenet -->\n```sh\n")
     subprocess.run(["bash", "-euc", after.split("```")[0]], cwd=tmp_path, check=True)
     splits = load(root, val_size=2)
     assert splits.classes == classes and splits.image_size == 64

@@ -102,7 +102,7 @@ def test_each_line_says_which_weights_it_started_from(tmp_path):
         "ImageNet weights | published ImageNet weights | 93.77 to 93.81 | 95.00 ± 1.41 (n = 2)"
         in first
     )
-    assert f"64 px, {lite2} | {lite2} | – | 95.00 |" in second
+    assert f"64 px, Lite2's weights | {lite2} | – | 95.00 |" in second
     assert "own weights | weights of an own run | – | 92.00 |" in third
     assert f"| {lite2} | 85.99 | 85.00 |" in lines(tmp_path, "EfficientNet-B2, 32 px")[0]
 
