@@ -18,8 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from common.config import Parser, Runtime, add_flags, collect, option
-from common.errors import Interrupted, run_script
+from common.config import Parser, Runtime, add_flags, collect, flag_of, option
+from common.errors import InputError, Interrupted, run_script
 from common.study.bench import PARTS
 from common.study.rows import PRETRAINED, ROWS, start
 
@@ -170,6 +170,9 @@ def main() -> int:
     given = parser.parse_args()
     options, runtime = collect(given, Options()), collect(given, Runtime())
     if runtime.smoke:
+        for name in {"data_dir", "target"} & vars(given).keys():
+            raise InputError(f"{flag_of(name)} has no effect, as --smoke draws its images and keeps "
+                             "apart what comes of them: leave it out")
         runtime = replace(runtime, out=f"{runtime.out}/reproduce-smoke")
         options = replace(options, target=f"{runtime.out}-published")
     steps = plan(options, runtime, given.seeds or ([0] if runtime.smoke else [0, 1, 2]))

@@ -10,7 +10,7 @@ import train_baseline
 import train_effnet
 import train_improved
 from common.config import Runtime, parse
-from common.errors import Interrupted
+from common.errors import InputError, Interrupted
 from common.study import reproduce
 from common.study.rows import PRETRAINED, ROWS, row_of
 
@@ -138,6 +138,13 @@ def test_help_and_wrong_flags_need_no_torch(module, run_script):
     )
     assert run_script("-c", code, "--help").stdout.endswith("0 False\n")
     assert run_script("-c", code, "--wrong").stdout == "2 False\n"
+
+
+@pytest.mark.parametrize("flag", ["--data-dir", "--target"])
+def test_a_smoke_study_takes_no_place_of_the_users(flag, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["reproduce", "--smoke", flag, "photos"])
+    with pytest.raises(InputError, match=f"{flag} has no effect"):
+        reproduce.main()
 
 
 def test_sigterm_reaches_the_step():
