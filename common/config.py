@@ -68,7 +68,7 @@ class Recipe:
         50, "epochs (of stage 2 where there are two stages)", "optimisation", 1, 100_000)
     batch_size: int = option(64, "images a step", "optimisation", 1, 65_536)
     optimizer: str = "sgd"  # or "adamw"
-    lr: float = option(1e-3, "peak learning rate", "optimisation", 0, 100)
+    lr: float = option(1e-3, "peak learning rate at this batch size", "optimisation", 0, 100)
     momentum: float = option(0.9, "SGD momentum", "optimisation", 0, 0.9999)
     nesterov: bool = False
     weight_decay: float = option(0.0, "weight decay", "optimisation", 0, 10)

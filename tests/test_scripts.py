@@ -138,6 +138,22 @@ def test_each_test_image_has_its_prediction(straight):
     assert sum(recalls) / len(recalls) == pytest.approx(result["balanced_top1"], abs=1e-9)
 
 
+@pytest.mark.slow
+def test_the_page_on_own_pictures_leads_from_photos_to_a_prediction(tmp_path):
+    """Its drawn photos, three classes of 72, and its three commands; fewer epochs alone."""
+    _, after = (ROOT / "docs/own-pictures.md").read_text().split("<!-- draw -->\n```python\n")
+    draw = [sys.executable, "-c", after.split("```")[0]]
+    subprocess.run(draw, cwd=tmp_path, check=True, env=environment({"PYTHONPATH": str(ROOT)}))
+    trained = run(tmp_path, "train_improved.py", "--data-dir", "photos", "--epochs", "15")
+    assert trained.returncode == 0, trained.stderr
+    (result,) = tmp_path.glob("runs/*/*/result.json")
+    assert json.loads(result.read_text())["test_top1"] > 0.85
+
+    assert run(tmp_path, "analyze.py", "--ckpt", "best.pt").returncode == 0
+    shown = run(tmp_path, "analyze.py", "--ckpt", "best.pt", "--images", "photos/disc/0.jpg")
+    assert shown.returncode == 0 and "0.jpg: disc " in shown.stdout
+
+
 def test_deterministic_twice_is_bit_identical(straight, tmp_path):
     again = run(tmp_path, *STRAIGHT)
     assert again.returncode == 0

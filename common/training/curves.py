@@ -8,6 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, mosaic, new_figure, short
+from common.training.run import best_row
 from common.words import percent
 
 MAX_TILES = 32  # images of an augmented batch
@@ -79,8 +80,9 @@ def curves(history: Sequence[Mapping[str, object]], path: str | Path, title: str
     with new_figure(path, title, (9, 4.6), note) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
         loss, accuracy = (figure.add_subplot(grid[0, i]) for i in range(2))
-        _train_and_val(loss, values, "loss", "loss")
-        _train_and_val(accuracy, values, "top1", "accuracy (%)")
+        best = list(history).index(best_row(history))
+        _train_and_val(loss, values, best, "loss", "loss")
+        _train_and_val(accuracy, values, best, "top1", "accuracy (%)")
         accuracy.legend(loc="best")
         _leave_out_a_spike(loss, values)
         rates = [figure.add_subplot(grid[1, i], sharex=panel)
@@ -92,10 +94,11 @@ def curves(history: Sequence[Mapping[str, object]], path: str | Path, title: str
                 axes.axvline(values["epoch"][i] - 0.5, color=MUTED, linestyle="--", linewidth=1)
 
 
-def _train_and_val(axes: Axes, values: dict[str, ndarray], key: str, title: str) -> None:
+def _train_and_val(axes: Axes, values: dict[str, ndarray], best: int, key: str,
+                   title: str) -> None:
     """Train and val of a measure, the best epoch marked."""
     factor = 100 if key == "top1" else 1
-    epochs, best = values["epoch"], int(values["val_top1"].argmax())
+    epochs = values["epoch"]
     line = _line(len(epochs))
     axes.plot(epochs, values[f"train_{key}"] * factor, line, color=TRAIN, label="train")
     axes.plot(epochs, values[f"val_{key}"] * factor, line, color=VAL, label="val")

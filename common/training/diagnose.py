@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from common.training.run import best_row
 from common.words import count, number, percent
 
 # Thresholds; all but RISE and AT_CHANCE are fractions of top-1. They suit sets that a large enough
@@ -66,7 +67,7 @@ def diagnose(history: Sequence[Mapping[str, object]], *, classes: int = 10,
     phases, words = _phases(curves, turn)
 
     clean = clean_train_top1 is not None
-    best = max(range(len(history)), key=curves.val_top1.__getitem__)
+    best = list(history).index(best_row(history))
     at = best if clean else len(history) - 1
     train = clean_train_top1 if clean else curves.train_top1[at]
     val = curves.val_top1[at]

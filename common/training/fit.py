@@ -3,6 +3,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from common.errors import InputError, Interrupted, RunError, deferred_signals
 from common.training.graph import Forward, captured_forward, eager_forward
 from common.training.run import Run
 from common.training.schedule import epoch_lrs
-from common.training.step import (TrainStep, fit_batch_size, make_optimizer, seed_epoch,
+from common.training.step import (TrainStep, fit_batch_size, fit_lr, make_optimizer, seed_epoch,
                                   set_train_mode)
 from common.words import duration
 
@@ -114,6 +115,7 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
     # Epochs are numbered through all stages; `done` of this one's were trained before a resume.
     before = len(run.history) - done
     total = total_epochs or before + stage.epochs
+    stage = replace(stage, lr=fit_lr(stage.lr, len(splits.train), recipe))
     step = _make_step(model, splits, recipe, prepare, amp, run.optimizer_state if done else None)
 
     with _saved(run, step.batch_size), deferred_signals() as check:

@@ -5,7 +5,7 @@ import filecmp
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ class Run:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The history row with the highest val top-1, the first of equals; None before any."""
-        return max(self.history, key=lambda row: row["val_top1"], default=None)
+        """The history's best row; None before any."""
+        return best_row(self.history) if self.history else None
 
     def epochs_done(self, stage: str) -> int:
         """Whole epochs of `stage` in the history."""
@@ -152,6 +152,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (dict, list)):
         for part in value.values() if isinstance(value, dict) else value:
             yield from _tensors(part)
+
+
+def best_row(history: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The row with the highest val top-1; among equals, which small sets have many of, the one
+    with the lowest val loss."""
+    return max(history, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
 
 
 def card(arch: dict[str, Any], splits: Splits, recipe: Recipe, mean: Iterable[float],

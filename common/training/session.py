@@ -31,7 +31,7 @@ from common.training.run import Run, card, open_folder
 from common.training.run import publish as put_at_best
 from common.training.runtime import (amp_dtype, environment, peak_rss, precision, set_up,
                                      wants_compile)
-from common.training.step import epoch_order, fit_batch_size, seed_epoch
+from common.training.step import epoch_order, fit_batch_size, fit_lr, seed_epoch
 from common.words import count, percent
 
 PROBE_SIZE = 4
@@ -243,9 +243,12 @@ def _recipe_in_words(recipe: Recipe, images: int) -> str:
         f"random erasing {recipe.random_erasing:g}": recipe.random_erasing,
     }
     augmentation = ", ".join(word for word, used in spec.items() if used) or "none"
-    stages = f"{recipe.head_epochs} + {recipe.epochs}" if recipe.head_epochs else recipe.epochs
+    stages = count(recipe.epochs, "epoch")
+    if recipe.head_epochs:
+        stages = f"{recipe.head_epochs} + {stages}"
     smoothing = f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else ""
-    return (f"{stages} epochs, {optimizer}, lr {recipe.lr:g} {recipe.schedule}, "
+    lr = fit_lr(recipe.lr, images, recipe)
+    return (f"{stages}, {optimizer}, lr {lr:.3g} {recipe.schedule}, "
             f"batch {batch} ({count(steps, 'step')} an epoch){smoothing}; "
             f"augmentation: {augmentation}")
 

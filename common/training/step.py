@@ -38,6 +38,16 @@ def fit_batch_size(images: int, batch_size: int) -> int:
     return math.ceil(images / steps)
 
 
+def fit_lr(lr: float, images: int, recipe: Recipe) -> float:
+    """The learning rate for a set so small that its batches are smaller than the recipe's.
+
+    In proportion to the batch for SGD (Goyal et al. 2017, arXiv:1706.02677), to its square root
+    for AdamW (Malladi et al. 2022, arXiv:2205.10782).
+    """
+    share = fit_batch_size(images, recipe.batch_size) / recipe.batch_size
+    return lr * (share if recipe.optimizer == "sgd" else math.sqrt(share))
+
+
 def epoch_order(images: int, batch_size: int, seed: int) -> Tensor:
     """Positions (steps, batch_size) int64 of an epoch's batches; on the CPU, as on every device.
 

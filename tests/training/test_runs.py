@@ -17,7 +17,8 @@ from common.data.augment import Preprocess
 from common.training.fit import fit
 from common.models.build import architecture, build
 from common.models.efficientnet import PADDING_IMAGE_SIZE
-from common.training.run import FIELDS, FORMAT, Run, card, load_model, open_folder, publish
+from common.training.run import (FIELDS, FORMAT, Run, best_row, card, load_model, open_folder,
+                                 publish)
 from common.data import synthetic
 from common.data.augment import Augmentation
 from common.config import Recipe, Runtime, Stage
@@ -164,7 +165,7 @@ def test_what_is_kept_is_a_copy_in_the_same_memory(saved):
     for epoch, top1 in enumerate((0.5, 0.9, 0.7), 1):
         model(torch.randn(8, 3, 32, 32)).sum().backward()
         optimizer.step()
-        run.history.append({"stage": "train", "epoch": epoch, "val_top1": top1})
+        run.history.append({"stage": "train", "epoch": epoch, "val_top1": top1, "val_loss": 1.0})
         run.keep(model, optimizer, "train")
         kept = run._kept["state"]
         assert torch.equal(kept["weights"]["head.bias"], model.state_dict()["head.bias"])
@@ -177,6 +178,15 @@ def test_what_is_kept_is_a_copy_in_the_same_memory(saved):
     live = optimizer.state_dict()["state"][0]["momentum_buffer"]
     copied = kept["optimizer"]["state"][0]["momentum_buffer"]
     assert torch.equal(copied, live) and copied.data_ptr() != live.data_ptr()
+
+
+def test_the_best_epoch_is_the_surest_of_the_most_accurate():
+    scores = ((0.8, 0.1), (0.9, 0.5), (0.9, 0.3), (0.9, 0.3), (0.7, 0.2))
+    rows = [{"epoch": epoch, "val_top1": top1, "val_loss": loss}
+            for epoch, (top1, loss) in enumerate(scores, 1)]
+    assert best_row(rows)["epoch"] == 3
+    as_text = [{key: str(value) for key, value in row.items()} for row in rows]  # as CSV has them
+    assert best_row(as_text)["epoch"] == "3"
 
 
 def test_best_pt_is_written_only_when_best_changed(saved, tmp_path):

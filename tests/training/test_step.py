@@ -14,7 +14,7 @@ from common.data.augment import Augmentation, Preprocess
 from common.data.splits import make_splits
 from common.models.build import build, freeze_all_but
 from common.training import step as step_module
-from common.training.step import (TrainStep, epoch_order, fit_batch_size, make_optimizer,
+from common.training.step import (TrainStep, epoch_order, fit_batch_size, fit_lr, make_optimizer,
                                   set_train_mode, training_loss)
 
 CPU = torch.device("cpu")
@@ -175,6 +175,15 @@ def test_weight_decay_spares_norms_and_biases_unless_asked():
 ])
 def test_batches_shrink_to_make_twenty_steps_where_the_set_allows(images, asked, fitted):
     assert fit_batch_size(images, asked) == fitted
+
+
+@pytest.mark.parametrize("optimizer, images, asked, lr", [
+    ("sgd", 45_000, 128, 0.1), ("sgd", 152, 128, 0.00625), ("sgd", 160, 32, 0.025),
+    ("adamw", 45_000, 125, 0.1), ("adamw", 160, 32, 0.05),
+])
+def test_a_smaller_batch_has_a_smaller_learning_rate(optimizer, images, asked, lr):
+    recipe = Recipe(optimizer=optimizer, batch_size=asked)
+    assert fit_lr(0.1, images, recipe) == pytest.approx(lr)
 
 
 @pytest.mark.parametrize("images, batch_size", [(400, 20), (45, 20), (203, 11), (7, 7)])
