@@ -10,9 +10,10 @@ def percent(share: float | None, digits: int = 2, sign: str = "") -> str:
 
 
 def number(value: float, digits: int = 2, sign: str = "") -> str:
-    """A number with `digits` decimals and never a negative zero."""
+    """A number with `digits` decimals, a minus sign that is no hyphen, and never a negative zero.
+    """
     rounded = round(value, digits) + 0.0  # -0.0 + 0.0 is 0.0
-    return f"{rounded:{sign},.{digits}f}"
+    return f"{rounded:{sign},.{digits}f}".replace("-", "−")
 
 
 def count(n: int, noun: str, plural: str | None = None) -> str:

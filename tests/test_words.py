@@ -6,7 +6,7 @@ from common.words import count, duration, number, percent
 
 def test_percent_and_numbers() -> None:
     assert [percent(0.9381), percent(1), percent(None)] == ["93.81 %", "100.00 %", "–"]
-    assert [percent(0.012, 1, "+"), percent(-0.012, 1, "+")] == ["+1.2 %", "-1.2 %"]
+    assert [percent(0.012, 1, "+"), percent(-0.012, 1, "+")] == ["+1.2 %", "−1.2 %"]
     assert [number(-0.0004, 3), number(-0.0004, 3, "+")] == ["0.000", "+0.000"]
     assert number(12345.678, 1) == "12,345.7"
 

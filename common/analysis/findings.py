@@ -175,16 +175,19 @@ def _verdict(sides: Sequence[int]) -> str:
 
 
 def _side(found: Result, zero: float = 0.0) -> int:
-    """1 or -1 where the whole interval lies above or below `zero`, else 0."""
+    """1 or -1 where the whole interval lies above or below `zero`, else 0.
+
+    Its ends count as they are shown, with three decimals: one shown as `zero` is no side.
+    """
     if found["low"] is None:
         return 0
-    return (found["low"] > zero) - (found["high"] < zero)
+    low, high = round(found["low"], 3), round(found["high"], 3)
+    return (low > zero) - (high < zero)
 
 
 def span(found: Result, digits: int = 3, scale: float = 1) -> str:
     """A mean and the ends of its interval; dashes where one image has none."""
     shown = []
     for end in (found["mean"], found["low"], found["high"]):
-        words = "–" if end is None else number(scale * end, digits, "+")
-        shown.append(words.replace("-", "−"))
+        shown.append("–" if end is None else number(scale * end, digits, "+"))
     return "{} ({} to {})".format(*shown)

@@ -93,7 +93,8 @@ def collect(
             if mark.is_file():
                 gaps[folder.name] = f"FAILED: {mark.read_text().strip()}"
             elif (folder / "result.json").is_file():
-                results.setdefault(arm, {})[seed] = read_json(folder / "result.json")
+                result = read_json(folder / "result.json", ("test_top1",))
+                results.setdefault(arm, {})[seed] = result
             else:
                 gaps[folder.name] = "missing"
     rows = [_row(study, arm, control, results) for arm in results]
@@ -260,5 +261,5 @@ def write(table: Table, study: Path) -> None:
 def best_checkpoint(study: Path) -> Path | None:
     """best.pt of the run with the highest val top-1; test plays no part in the choice."""
     runs = sorted(study.glob("*-seed*/result.json"))
-    best = max(runs, key=lambda path: read_json(path)["val_top1"], default=None)
+    best = max(runs, key=lambda path: read_json(path, ("val_top1",))["val_top1"], default=None)
     return best and best.with_name("best.pt")

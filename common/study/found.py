@@ -12,6 +12,8 @@ from common.files import read_json, write_json
 from common.study.rows import STARTS, Row, row_of, start
 from common.study.tables import read_csv
 
+RESULT_KEYS = ("source", "test_top1", "val_top1", "train_seconds", "wall_seconds", "diagnosis",
+               "versions")
 RUN_FILES = ("recipe.json", "result.json", "history.csv", "curves.png")
 PLACES = {  # the file that shows a finished piece of work → what is published of its folder
     "*/*/result.json": RUN_FILES,
@@ -80,8 +82,8 @@ def find(root: Path) -> list[Found]:
     found = []
     for path in sorted(paths):
         folder = path.parent
-        card = read_json(folder / "recipe.json")
-        found.append(Found(folder, card, read_json(path), read_csv(folder / "history.csv")))
+        card, result = read_json(folder / "recipe.json", ("recipe",)), read_json(path, RESULT_KEYS)
+        found.append(Found(folder, card, result, read_csv(folder / "history.csv")))
     return found
 
 

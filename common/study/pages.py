@@ -164,7 +164,7 @@ def tuning(found: Sequence[Found]) -> str:
 def whole_ablation(target: Path) -> Content | None:
     """The published ablation without gaps, on all training images, with the most seeds."""
     tables = [
-        read_json(path, ("recipe", "gaps"))
+        read_json(path, ("recipe", "gaps", "seeds", "conclusions"))
         for path in sorted(target.glob("ablation/*/ablation.json"))
     ]
     whole = [one for one in tables if not one["gaps"] and not one["recipe"]["train_limit"]]
@@ -173,7 +173,8 @@ def whole_ablation(target: Path) -> Content | None:
 
 def best_analysis(target: Path) -> Content | None:
     """The published analysis, of all test images, of the checkpoint with the best val accuracy."""
-    found = [read_json(path) for path in sorted(target.glob("analyze/*/analysis.json"))]
+    keys = ("split", "request", "checkpoint")
+    found = [read_json(path, keys) for path in sorted(target.glob("analyze/*/analysis.json"))]
     whole = [
         one for one in found if one["split"] == "test" and one["request"]["limit"] is None
     ]

@@ -171,8 +171,8 @@ def main() -> int:
     options, runtime = collect(given, Options()), collect(given, Runtime())
     if runtime.smoke:
         for name in {"data_dir", "target"} & vars(given).keys():
-            raise InputError(f"{flag_of(name)} has no effect, as --smoke draws its images and keeps "
-                             "apart what comes of them: leave it out")
+            raise InputError(f"{flag_of(name)} has no effect, as --smoke draws its images and "
+                             "keeps apart what comes of them: leave it out")
         runtime = replace(runtime, out=f"{runtime.out}/reproduce-smoke")
         options = replace(options, target=f"{runtime.out}-published")
     steps = plan(options, runtime, given.seeds or ([0] if runtime.smoke else [0, 1, 2]))

@@ -16,6 +16,7 @@ RISE = 0.05  # overfitting: val loss ends this much above its lowest, relative t
 WIDE_GAP = 0.10  # overfit by this gap alone
 LOW_TOP1 = 0.90  # underfit: neither train nor val gets this far
 STILL_RISING = 0.01  # val top-1 gained per epoch at the end: training was stopped early
+MIN_VAL = 200  # images; with fewer, one image moves the curves by as much as a phase does
 AT_CHANCE = 1.5  # times the share of one class: a best val top-1 below that is guessing
 
 
@@ -42,7 +43,8 @@ class Curves:
 
 
 def diagnose(history: Sequence[Mapping[str, object]], *, classes: int = 10,
-             clean_train_top1: float | None = None, regularised: bool = False) -> Diagnosis:
+             clean_train_top1: float | None = None, regularised: bool = False,
+             val_images: int = MIN_VAL) -> Diagnosis:
     """Phases, verdict and words computed from a run's history; several stages count as one.
 
     Phases are found on curves averaged over three epochs, the numbers in `words` are the rows' own:
@@ -56,6 +58,7 @@ def diagnose(history: Sequence[Mapping[str, object]], *, classes: int = 10,
         clean_train_top1: the best epoch's weights on train images without augmentation and dropout;
             compared with that epoch's val top-1, it replaces the last epoch's running figure.
         regularised: train_top1 was measured under augmentation or dropout.
+        val_images: how many val has; of a small one no phases are told.
 
     Raises:
         ValueError: `history` is empty.
@@ -64,7 +67,7 @@ def diagnose(history: Sequence[Mapping[str, object]], *, classes: int = 10,
         raise ValueError("history has no epochs: train for at least one")
     curves = _curves(history)
     turn = _turn(curves)
-    phases, words = _phases(curves, turn)
+    phases, words = _phases(curves, turn) if val_images >= MIN_VAL else ([], [])
 
     clean = clean_train_top1 is not None
     best = list(history).index(best_row(history))

@@ -153,7 +153,7 @@ def finish(session: Session, publish: bool = True) -> dict[str, Any]:
     test = _test(session)
     plain = session.prepare.spec == Augmentation() and session.recipe.label_smoothing == 0
     told = diagnose(run.history, classes=len(splits.classes), clean_train_top1=clean_top1,
-                    regularised=not plain)
+                    regularised=not plain, val_images=len(splits.val))
     curves(run.history, run.folder / "curves.png",
            f"{run.folder.parent.name} / {run.folder.name} ({splits.source})")
     last_stage = [row for row in run.history if row["stage"] == run.history[-1]["stage"]]

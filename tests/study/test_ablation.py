@@ -87,9 +87,9 @@ def test_table_statistics_by_hand(tmp_path):
     assert without["delta_high"] == pytest.approx(-0.10 + half, abs=1e-6)
     first, second = conclusions(table)
     assert first.startswith(
-        "NoPretrain: costs 10.00 points, 95 % interval from -12.48 to -7.52 over 3"
+        "NoPretrain: costs 10.00 points, 95 % interval from −12.48 to −7.52 over 3"
     )
-    assert first.endswith("(the first study: -10.07).")
+    assert first.endswith("(the first study: −10.07).")
     assert second.startswith(
         "NoLS: no measurable effect, +0.03 points against the control, 95 %"
     )
@@ -112,7 +112,7 @@ def test_a_part_of_the_images_is_not_set_beside_the_first_study(tmp_path):
     for arm, value in zip(ARMS, (0.94, 0.80, 0.94)):
         write_result(tmp_path, arm, 0, value)
     whole, part = table_of(tmp_path), table_of(tmp_path, train_limit=4500)
-    assert "93.81" in markdown(whole) and "the first study: -10.07" in markdown(whole)
+    assert "93.81" in markdown(whole) and "the first study: −10.07" in markdown(whole)
     assert "93.81" not in markdown(part) and "first study" not in markdown(part)
 
 

@@ -146,6 +146,14 @@ def test_a_resumed_run_has_no_wall_clock(tmp_path):
     assert "| 80 s | – |" in lines(tmp_path, "SimpleCNN")[0]
 
 
+@pytest.mark.parametrize("name", ["recipe.json", "result.json"])
+def test_a_foreign_file_of_a_run_is_one_line_that_names_it(name, tmp_path):
+    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a")
+    (tmp_path / "train_baseline/a" / name).write_text("{}")
+    with pytest.raises(InputError, match=f"a/{name} lacks "):
+        pages.table(find(tmp_path))
+
+
 def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
     runs, docs = tmp_path / "runs", tmp_path / "docs"
     write_run(runs, "train_baseline", train_baseline.DEFAULT, 0.73, "real")

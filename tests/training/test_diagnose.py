@@ -80,6 +80,11 @@ def test_reference_baseline_overfits() -> None:
     assert found.phases[1][2] == 22
 
 
+def test_a_small_val_has_no_phases() -> None:
+    found = diagnose(reference_baseline(), val_images=20)
+    assert found.verdict == "overfit" and found.phases == [] and len(found.words) == 2
+
+
 def test_imagenet_stem_underfits_with_or_without_clean_accuracy() -> None:
     history = rows(
         line({1: 1.9, 20: 0.9, 50: 0.5}),
