@@ -95,9 +95,9 @@ def groups(found: Sequence[Found]) -> list[list[Found]]:
     return list(alike.values())
 
 
-def copy(source: Path, target: Path) -> int:
-    """Copy the small files of all finished work in `source` but that on drawn images; the
-    number of places."""
+def copy(source: Path, target: Path, figures: bool = True) -> int:
+    """Copy the small files of all finished work in `source` but that on drawn images, with its
+    figures or without; the number of places."""
     count = 0
     for pattern, names in PLACES.items():
         for marker in sorted(source.glob(pattern)):
@@ -106,7 +106,8 @@ def copy(source: Path, target: Path) -> int:
             place = target / marker.parent.relative_to(source)
             place.mkdir(parents=True, exist_ok=True)
             for name in names or [marker.name]:
-                if (marker.parent / name).is_file():
+                wanted = figures or not name.endswith(".png")
+                if wanted and (marker.parent / name).is_file():
                     shutil.copyfile(marker.parent / name, place / name)
             if marker.name == "result.json":  # a path of this machine is no result
                 card = read_json(place / "recipe.json")

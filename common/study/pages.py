@@ -1,15 +1,17 @@
 """The published tables and the page of all results, every number from a file of a real run."""
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from common.analysis.findings import claims, findings
+from common.config import Recipe
 from common.files import read_json
 from common.metrics import t_interval
 from common.study import ablation
 from common.study.found import Found, find, groups
-from common.study.rows import ROWS, STARTS, Row
+from common.study.rows import FREE, ROWS, STARTS, Row
 from common.study.tables import markdown
 from common.words import duration, number, percent
 
@@ -20,7 +22,6 @@ HEADS = (
     "images/s", "hardware", "command",
 )  # fmt: skip
 SHORT = HEADS[:-1]  # of the guides' tables
-TUNED = ("lr", "head_epochs", "epochs", "batch_size", "train_limit")
 PAGE = """# Measured results
 
 - [Findings](#findings)
@@ -152,13 +153,18 @@ def table(found: Sequence[Found], asked: bool = True, heads: Sequence[str] = HEA
 
 
 def tuning(found: Sequence[Found]) -> str:
-    """Val accuracy of each setting that was tried, the best first."""
+    """Val accuracy of each setting that was tried, the best first; columns are what was varied."""
+    varied = [
+        key
+        for key in asdict(Recipe())
+        if key not in FREE and len({run.recipe[key] for run in found}) > 1
+    ]
     tried = []
     for runs in groups(found):
         val = [run.result["val_top1"] for run in runs]
-        settings = [str(runs[0].recipe[key]) for key in TUNED]
+        settings = [str(runs[0].recipe[key]) for key in varied]
         tried.append((_mean(val), [*settings, _spread(val)]))
-    return markdown([[*TUNED, "val %"], *(cells for _, cells in sorted(tried, reverse=True))])
+    return markdown([[*varied, "val %"], *(cells for _, cells in sorted(tried, reverse=True))])
 
 
 def whole_ablation(target: Path) -> Content | None:

@@ -80,7 +80,7 @@ def publish(source: Path, target: Path, tuning: Path | None = None) -> int:
     if source.resolve() != target.resolve():
         count += copy(source, target)
     if tuning:
-        count += copy(tuning, target / "tuning")
+        count += copy(tuning, target / "tuning", figures=False)
     study(find(target), target / "study.png")
     write_text(target / "README.md", pages.overview(target))
     if target.resolve() == Path("docs/results").resolve():
