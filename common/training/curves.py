@@ -113,6 +113,7 @@ def _leave_out_a_spike(axes: Axes, values: dict[str, ndarray]) -> None:
     """End the loss axis below a first epoch that would flatten all others."""
     losses = np.concatenate([values["train_loss"], values["val_loss"]])
     later = np.concatenate([values["train_loss"][1:], values["val_loss"][1:]])
+    # Pretrained weights under a new head often begin with one.
     if len(later) and losses.max() > SPIKE * later.max() > 0:
         axes.set_ylim(0, 1.1 * later.max())
         axes.annotate(f"↑ {losses.max():.3g} in epoch 1", (0.02, 0.98), xycoords="axes fraction",

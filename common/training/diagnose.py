@@ -132,11 +132,13 @@ def _verdict(curves: Curves, train: float, gap: float, turned: bool,
     epochs = len(val_top1)
     if epochs < MIN_EPOCHS:
         return "too short to tell", f"{count(epochs, 'epoch')} of the {MIN_EPOCHS} that it takes."
+    # In the order of trust: what makes the later questions meaningless comes first.
     if max(val_top1) < AT_CHANCE / classes:
         return "nothing learned", (f"Val accuracy {percent(max(val_top1))} is about what guessing "
                                    f"gives with {count(classes, 'class', 'classes')}.")
     if gap >= WIDE_GAP:
         return "overfit", f"The gap is at least {WIDE_GAP * 100:.0f} points."
+    # A rise of val loss alone is no overfitting: accuracy may go on rising with it.
     if turned and gap >= OPEN_GAP:
         return "overfit", ("Val loss rose again, and the gap is at least "
                            f"{OPEN_GAP * 100:.0f} points.")

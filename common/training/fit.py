@@ -133,6 +133,7 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
             train_loss, train_top1 = train_one_epoch(step, seed_epoch(recipe.seed, number), lrs,
                                                      check, title, steps_left)
             trained = time.perf_counter()
+            # Selection looks at val alone; test is read once, when all stages are done.
             val_loss, val_top1 = evaluate(model, splits.val, prepare, amp, forward)
             seconds = time.perf_counter() - start
             rate = step.steps * step.batch_size / (trained - start)

@@ -26,7 +26,7 @@ Forward = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 → logits (N, K) flo
 
 
 def compile_model(model: nn.Module) -> None:
-    """Have torch.compile work on the model's calls; what cannot be compiled runs eagerly."""
+    """Have torch.compile work on the model's calls; what it cannot take runs eagerly."""
     torch._dynamo.config.suppress_errors = True
     # One process compiles every arm of an ablation, each in train and eval mode.
     torch._dynamo.config.recompile_limit = 64
@@ -87,6 +87,7 @@ def capture(work: Work, trial: Callable[[Work], float],
     Raises:
         RuntimeError: it cannot be captured, or its graph does something else.
     """
+    # By identity: the graph will read and write these very tensors.
     before = {id(tensor): tensor.detach().clone() for tensor in state()}
 
     @torch.no_grad()

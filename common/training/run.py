@@ -71,6 +71,7 @@ class Run:
     def keep(self, model: nn.Module, optimizer: Optimizer, stage: str) -> None:
         """Copy the state after a whole epoch, on its device, to be written whenever the run stops.
         """
+        # References to living tensors, which the next step changes: hence the copy.
         state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
         kept = self._kept or {"stage": None}
         kept["state"] = _copied(state, kept["state"] if kept["stage"] == stage else None)
@@ -85,6 +86,7 @@ class Run:
         if self._kept is None or not force and time.monotonic() < self._next_save:
             return
         start = time.monotonic()
+        # best.pt before last.pt: a resumed run must find the best epoch of its history on the disk.
         if self.best is not None and self.best["epoch"] != self._best_on_disk:
             write_checkpoint(self.folder / "best.pt", {
                 **self.card, "metrics": dict(self.best), "weights": self.best_weights,
@@ -103,7 +105,9 @@ class Run:
         self._next_save = end + max(SAVE_EVERY_S, SAVING_SHARE * (end - start))
 
     def _probe(self) -> dict[str, Tensor]:
-        """The probe inputs with the logits that the best weights give in fp32 on the CPU."""
+        """The probe inputs, and the logits of the best weights in fp32 on the CPU."""
+        # A twin, so that the model keeps its device, mode and dtype; its random start is not drawn
+        # from the run's generator.
         inputs = self.card["probe_inputs"]
         with torch.random.fork_rng(devices=[]):
             twin = build(**self.card["arch"])
@@ -219,7 +223,7 @@ def open_folder(script: str, recipe: Recipe, runtime: Runtime, data: dict[str, s
 
 
 def _holds_run(folder: Path) -> bool:
-    """Whether there is more than what a run leaves that ends before its first epoch does."""
+    """Whether there is more than what a run leaves that ends within its first epoch."""
     if not folder.exists():
         return False
     # A process that is killed while it writes leaves its temporary file.
@@ -228,6 +232,7 @@ def _holds_run(folder: Path) -> bool:
 
 def _lock(folder: Path) -> None:
     """Keep other processes out of a run's folder until this one ends, however it ends."""
+    # Of the folder itself, not of a file in it, which a kill would leave behind.
     if fcntl is None or folder.resolve() in _locked:
         return
     handle = os.open(folder, os.O_RDONLY)  # closed with the process
@@ -242,7 +247,7 @@ def _lock(folder: Path) -> None:
 
 
 def _check_same(folder: Path, recipe: dict[str, Any], data: dict[str, str]) -> None:
-    """Raise InputError if the run in `folder` was made with another recipe or other data."""
+    """Raise InputError if the run in `folder` has another recipe or other data."""
     file = folder / "recipe.json"
     stored = read_json(file, ("recipe", "split_hash"))
     if not isinstance(stored["recipe"], dict):
@@ -281,6 +286,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
             logits = model(probe["inputs"])
         if logits.shape[1] != len(checkpoint["classes"]):
             raise ValueError(f"{logits.shape[1]} outputs, {len(checkpoint['classes'])} classes")
+        # Other processors and versions round otherwise; wrong weights are far off.
         off = float((logits - probe["logits"]).abs().max())
         allowed = 1e-3 * max(1.0, float(probe["logits"].abs().max()))
     # Whatever a foreign card holds under these keys.

@@ -48,6 +48,7 @@ def set_up(runtime: Runtime, seed: int) -> torch.device:
     np.random.seed(seed)
     torch.manual_seed(seed)
     fast = not runtime.deterministic
+    # Tries algorithms at each new shape: the shapes of a run are few and stay.
     torch.backends.cudnn.benchmark = fast
     torch.backends.cudnn.benchmark_limit = TRIED_ALGORITHMS
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
@@ -89,6 +90,7 @@ def amp_dtype(runtime: Runtime, device: torch.device, model: str) -> torch.dtype
         return torch.bfloat16 if runtime.amp == "bf16" else torch.float16
     if on_cpu:
         return torch.bfloat16 if model != "efficientnet_b2" and _cpu_has_bf16() else None
+    # Emulated bf16 of older GPUs is slower than their fp16.
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if has_bf16 else torch.float16
 
@@ -126,6 +128,7 @@ def wants_compile(runtime: Runtime, device: torch.device, training_images: int) 
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, hardware and git commit, as they belong beside every figure."""
+    # The number of threads belongs to a CPU's figure as its name does.
     hardware = f"CPU {_cpu_name()}, {count(torch.get_num_threads(), 'thread')}"
     cuda = None
     if device.type == "cuda":
@@ -153,7 +156,7 @@ def _cpu_name() -> str:
 
 
 def _first_value(file: str, key: str) -> str | None:
-    """What stands behind the first `key:` of a file under /proc; None where there is none."""
+    """What stands behind the first `key:` of a file under /proc, or None."""
     try:
         for line in Path(file).read_text().splitlines():
             if line.startswith(key):

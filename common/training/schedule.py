@@ -24,6 +24,7 @@ def epoch_lrs(stage: Stage, epoch: int, steps: int) -> list[float]:
 
     A warm-up takes at most half of the stage; in a shorter one it would never reach the peak.
     """
+    # Of the stage, not of the run: the second stage has a warm-up and a descent of its own.
     total, first = stage.epochs * steps, epoch * steps
     warmup = min(round(stage.warmup_epochs * steps), total // 2)
     return [stage.lr * lr_factor(step, total, stage.schedule, warmup)

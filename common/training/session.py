@@ -89,6 +89,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     device = set_up(runtime, recipe.seed)
     _forget_earlier_runs(device)
 
+    # Data first: the number of classes and the image size make the model.
     splits = load_splits(recipe, runtime)
     _say_data(splits)
 
@@ -102,6 +103,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
                                       splits.classes)
     print(*describe(model, size), loaded, sep="\n")
 
+    # The folder only now: data or weights that cannot be used leave none behind.
     amp = amp_dtype(runtime, device, recipe.model)
     versions = {**environment(device), "precision": precision(amp)}
     data = {"split_hash": splits.split_hash, "identity": splits.identity}
@@ -113,6 +115,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     print(f"run folder: {folder}")
     print(f"{versions['hardware']}, torch {versions['torch']}, {versions['precision']}", flush=True)
 
+    # All images go to the device once, as uint8; no epoch waits for the host again.
     splits = splits.to(device)
     model.to(device, memory_format=torch.channels_last)
     mean, std = _normalization(recipe, splits)
@@ -123,12 +126,14 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
         "data_dir": str(Path(runtime.data_dir).resolve()) if runtime.data_dir else None,
         "weights_origin": origin,
     })
+    # Before the first epoch, so that a wrong --data-dir or augmentation is seen at once.
     _save_samples(folder, splits, prepare, recipe)
     resumed = runtime.resume and (folder / "last.pt").is_file()
     if resumed:
         run.restore(model)
         print(f"resumed after epoch {len(run.history)}")
     elif origin == LITE2_ORIGIN:
+        # Its BatchNorms saw other inputs and other activations than this network's.
         retake_statistics(model, _calibration_batches(splits.train, prepare))
     if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
         compile_model(model)
@@ -136,7 +141,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
 
 
 def finish(session: Session, publish: bool = True) -> dict[str, Any]:
-    """Restore the best epoch's weights, read test once, and write down what came of the run.
+    """Restore the best epoch's weights, read test once, and record what came of the run.
 
     Writes curves.png, test_predictions.csv, result.json and, if `publish`, ./best.pt. Train, val
     and test are measured in one precision.
@@ -149,6 +154,7 @@ def finish(session: Session, publish: bool = True) -> dict[str, Any]:
     run, splits, model = session.run, session.splits, session.model
     best, train = run.best, splits.train
     model.load_state_dict(run.best_weights)
+    # The epochs' train accuracy is of weights that still moved, on augmented images; this is not.
     clean_loss, clean_top1 = evaluate(model, train, session.prepare, session.amp)
     test = _test(session)
     plain = session.prepare.spec == Augmentation() and session.recipe.label_smoothing == 0

@@ -65,6 +65,7 @@ def make_optimizer(model: nn.Module, recipe: Recipe, device: torch.device) -> Op
     BatchNorm parameters and biases are not decayed unless the recipe asks (Loshchilov & Hutter 2019
     leave it open; He et al. 2019, arXiv:1812.01187, measured it).
     """
+    # Matrices and kernels have two axes or more; norms' scales and all biases have one.
     groups = []
     for decay, is_decayed in ((recipe.weight_decay, True), (0.0, False)):
         params = [p for p in model.parameters()
@@ -105,6 +106,7 @@ def training_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0,
     own = 1 - label_smoothing + share
     targets = torch.full_like(log_probs, share).scatter_(1, labels[:, None], own)  # (N, K)
     if class_weights is not None:
+        # Divided by the batch's mean weight, as torch does: the loss keeps its scale.
         targets = targets * (class_weights / class_weights[labels].mean())
     return (log_probs * targets).sum() / -images
 
@@ -222,20 +224,22 @@ class TrainStep:
             self._step()
 
     def _step(self) -> None:
-        """The step itself; nothing in it waits for the device, and so it can be captured."""
+        """The step itself; nothing in it waits for the device, so it can be captured."""
         at = self.order.index_select(0, self.cursor).squeeze(0)  # (batch_size,)
         torch.index_select(self.lrs, 0, self.cursor, out=self.lr.view(1))
         images = self.prepare.train(self.split.images.index_select(0, at), self.generator)
         labels = self.split.labels.index_select(0, at)
 
+        # None, not zeros: the backward pass then writes gradients and need not add.
         self.optimizer.zero_grad(set_to_none=True)
-        logits = self._forward(images)
+        logits = self._forward(images)  # (batch_size, K)
         loss = training_loss(logits, labels, self.label_smoothing, self.class_weights)
         self.scaler.scale(loss).backward()
         # Fused: where fp16 gave a gradient that is not finite, the update is skipped on the device.
         self.scaler.step(self.optimizer)
         self.scaler.update()
 
+        # The record is read after the epoch: reading it here would wait for the device.
         self.losses.index_copy_(0, self.cursor, loss.detach().view(1))
         self.preds.index_copy_(0, self.cursor, logits.argmax(1).view(1, -1))
         self.cursor += 1
