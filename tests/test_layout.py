@@ -135,6 +135,7 @@ def test_no_line_is_longer_than_100_columns():
 def test_the_tests_that_prove_the_faults_exist():
     named = re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", (ROOT / "docs/faults.md").read_text())
     assert len(named) > 90
+    place = ""
     for file, test in named:
         place = file or place  # `::name` alone: in the file named before it
         assert f"def {test}(" in (ROOT / place).read_text(), (place, test)

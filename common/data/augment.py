@@ -231,14 +231,3 @@ def erase_box(u: Tensor, probability: float, size: int) -> tuple[Tensor, ...]:
     left = (u[4] * (size - width + 1)).floor()
     height = height * (u[0] < probability)
     return top.long(), left.long(), height.long(), width.long()
-
-
-def augment(images: Tensor, spec: Augmentation, mean: Tensor, std: Tensor, resize: int = 1,
-            generator: Generator | None = None) -> Tensor:
-    """One batch through `Preprocess.train`; mean and std (3,) float32."""
-    return Preprocess(mean, std, resize, spec, images.device).train(images, generator)
-
-
-def to_input(images: Tensor, mean: Tensor, std: Tensor, resize: int = 1) -> Tensor:
-    """One batch through `Preprocess.clean`; mean and std (3,) float32."""
-    return Preprocess(mean, std, resize, Augmentation(), images.device).clean(images)

@@ -10,8 +10,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from common.config import Recipe
-from common.data.augment import (DRAWS, Augmentation, Preprocess, augment, color_jitter, crop_flip,
-                                 erase, erase_box, to_input, warp)
+from common.data.augment import (DRAWS, Augmentation, Preprocess, color_jitter, crop_flip, erase,
+                                 erase_box, warp)
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 PLAIN = torch.zeros(3), torch.ones(3)
@@ -24,6 +24,17 @@ PARTS = [Augmentation(rotation=15), Augmentation(jitter=0.2), Augmentation(rando
 def assert_close(result: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
     """Every value within `tolerance` of the expected one."""
     torch.testing.assert_close(result, expected, atol=tolerance, rtol=0)
+
+
+def augment(images: Tensor, spec: Augmentation, mean: Tensor, std: Tensor, resize: int = 1,
+            generator: torch.Generator | None = None) -> Tensor:
+    """One batch as training sees it; mean and std (3,)."""
+    return Preprocess(mean, std, resize, spec, images.device).train(images, generator)
+
+
+def to_input(images: Tensor, mean: Tensor, std: Tensor, resize: int = 1) -> Tensor:
+    """One batch as val and test see it; mean and std (3,)."""
+    return Preprocess(mean, std, resize, Augmentation(), images.device).clean(images)
 
 
 def train(images: Tensor, spec: Augmentation, resize: int = 1, seed: int = 0) -> Tensor:
