@@ -21,7 +21,8 @@ HEADS = (
     "run", "weights", "first study %", "test top-1 %", "val %", "epochs", "training", "wall-clock",
     "images/s", "hardware", "command",
 )  # fmt: skip
-SHORT = HEADS[:-1]  # of the guides' tables
+# Of the guides' tables, which a phone shows too.
+SHORT = tuple(head for head in HEADS if head not in ("wall-clock", "images/s", "command"))
 PAGE = """# Measured results
 
 - [Findings](#findings)
@@ -149,7 +150,8 @@ def table(found: Sequence[Found], asked: bool = True, heads: Sequence[str] = HEA
         ]
         unmeasured = [line(row, [])] if asked and "FILE" not in row.command else []
         lines += [line(row, runs) for runs in groups(mine)] or unmeasured
-    return markdown([heads, *(cells[: len(heads)] for cells in lines)])
+    shown = [HEADS.index(head) for head in heads]
+    return markdown([heads, *([cells[at] for at in shown] for cells in lines)])
 
 
 def tuning(found: Sequence[Found]) -> str:
