@@ -144,7 +144,7 @@ def test_the_page_on_own_pictures_leads_from_photos_to_a_prediction(tmp_path):
     _, after = (ROOT / "docs/own-pictures.md").read_text().split("<!-- draw -->\n```python\n")
     draw = [sys.executable, "-c", after.split("```")[0]]
     subprocess.run(draw, cwd=tmp_path, check=True, env=environment({"PYTHONPATH": str(ROOT)}))
-    trained = run(tmp_path, "train_improved.py", "--data-dir", "photos", "--epochs", "15")
+    trained = run(tmp_path, "train_improved.py", "--data-dir", "photos", "--epochs", "8")
     assert trained.returncode == 0, trained.stderr
     (result,) = tmp_path.glob("runs/*/*/result.json")
     assert json.loads(result.read_text())["test_top1"] > 0.85

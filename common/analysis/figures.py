@@ -195,7 +195,9 @@ def cases(
         true = short(row["true"], 10)
         predicted = short(row["predicted"], 10)
         sure = percent(row["confidence"], 1)
-        place = f"index {row['name']}" if row["name"].isdecimal() else row["name"][-24:]
+        # The file's own name: beside its class the folder says nothing.
+        file = Path(row["name"]).name[-20:]
+        place = f"index {file}" if file.isdecimal() else file
         pictures = explained(image, predicted_map)
         if figure == "errors":
             second = f"{short(row['second'], 10)} {percent(row['second_confidence'], 1)}"

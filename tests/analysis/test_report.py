@@ -316,7 +316,7 @@ def test_cases_name_classes_and_files(
         "image",
         "airplane: true",
         "ship: predicted",
-        "T: airplane → P: ship 97.0 %, test/airplane/photo.jpg",
+        "T: airplane → P: ship 97.0 %, photo.jpg",
     ]
     assert all("10,000 test images" in figure.get_suptitle() for figure in kept)
 

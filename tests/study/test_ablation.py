@@ -260,7 +260,7 @@ def test_bad_choices_are_exit_2(run_script):
 def test_killed_after_two_arms_and_started_again_equals_uninterrupted(tmp_path):
     """The smoke study on a few images: kill -9 in the third arm, start again, and the
     accuracies are the same."""
-    tiny = ("--train-limit", "20", "--val-size", "20", "--batch-size", "10", "--deterministic")
+    tiny = ("--train-limit", "20", "--val-size", "20", "--epochs", "1", "--deterministic")
     flags = ("--all", "--smoke", *tiny, "--name", "s")
 
     def command(folder):
