@@ -10,6 +10,7 @@ same command writes the same folder anew; another checkpoint, other options or o
 folder with a number of its own.
 """
 import argparse
+import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -115,6 +116,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
             figures.cases(result, folder, figure, split.images[some].cpu().numpy(), maps[figure])
     page = report.write(folder)
     print("\n".join(findings(result)), f"report: {page}", sep="\n")
+    print("next:", shlex.join(["python", "analyze.py", "--ckpt", options.ckpt]), "--images PICTURE")
     return folder
 
 

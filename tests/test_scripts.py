@@ -149,7 +149,9 @@ def test_the_page_on_own_pictures_leads_from_photos_to_a_prediction(tmp_path):
     (result,) = tmp_path.glob("runs/*/*/result.json")
     assert json.loads(result.read_text())["test_top1"] > 0.85
 
-    assert run(tmp_path, "analyze.py", "--ckpt", "best.pt").returncode == 0
+    analysed = run(tmp_path, "analyze.py", "--ckpt", "best.pt")
+    assert analysed.returncode == 0, analysed.stderr
+    assert analysed.stdout.endswith("next: python analyze.py --ckpt best.pt --images PICTURE\n")
     shown = run(tmp_path, "analyze.py", "--ckpt", "best.pt", "--images", "photos/disc/0.jpg")
     assert shown.returncode == 0 and "0.jpg: disc " in shown.stdout
 
