@@ -106,6 +106,7 @@ def line(row: Row, runs: Sequence[Found]) -> list[str]:
         return [row.title, start, row.report, UNMEASURED, *[""] * 6, command]
     one, result = runs[0], runs[0].result
     settings = [f"{key} {value}" for key, value in row.changes(one.recipe).items()]
+    reported = "–" if one.recipe["train_limit"] else row.report  # the first study saw all images
     # The wall-clock of a resumed run is that of its last process alone.
     resumed = any(run.result.get("resumed") for run in runs)
     epochs = sorted({len(run.history) for run in runs})
@@ -114,9 +115,7 @@ def line(row: Row, runs: Sequence[Found]) -> list[str]:
     return [
         ", ".join([row.title, *settings]),
         one.weights,
-        "–"
-        if one.recipe["train_limit"]
-        else row.report,  # the first study trained on all images
+        reported,
         _spread([run.result["test_top1"] for run in runs]),
         _spread([run.result["val_top1"] for run in runs]),
         " to ".join(map(str, epochs)),
