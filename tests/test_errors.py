@@ -27,7 +27,9 @@ def end(run_script: Run) -> Run:
     """A function that runs the body of a `main` under `run_script`."""
     def run(body: str, **variables: str) -> subprocess.CompletedProcess[str]:
         lines = "".join(f"    {line}\n" for line in body.strip().splitlines())
-        return run_script("-c", f"{HEAD}def main():\n{lines}run_script(main)", **variables)
+        # These tests may themselves run under nohup, which a program inherits.
+        start = "import signal; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"
+        return run_script("-c", f"{start}{HEAD}def main():\n{lines}run_script(main)", **variables)
     return run
 
 
