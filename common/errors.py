@@ -3,19 +3,16 @@
 0 done, 1 failed run, 2 bad input or missing data, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM /
 the terminal's end.
 """
-import codecs
 import contextlib
 import errno
 import os
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing can be written there
 HELD_BACK = b"\nstopping after this step; once more to stop at once\n"
-PLAIN = {"→": "->", "×": "x", "±": "+-", "–": "-", "…": "...", "Δ": "delta"}
 
 
 class InputError(Exception):
@@ -47,39 +44,24 @@ def reason(error: Exception) -> str:
 
 
 class _Signals:
-    """What has arrived, and the one signal that a `deferred_signals` block holds back."""
+    """Whether a `deferred_signals` block holds the first signal back, and the one that it holds."""
 
     deferred = False
     pending: int | None = None
-    arrived = called = counted = 0
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
-    """Hold the first signal back inside `deferred_signals`; raise in every other case.
-
-    While an operator runs, Python holds this call back, and one call may stand for several signals.
-    The bytes that arrived tell how many: the count is whichever saw more, calls or bytes.
-    """
-    _Signals.called += 1
-    with contextlib.suppress(BlockingIOError):  # an earlier call has read them all
-        _Signals.arrived += len(_Signals.reader.recv(1000))
-    new = max(_Signals.called, _Signals.arrived) - _Signals.counted
-    _Signals.counted += new
-    if new == 1 and _Signals.deferred and _Signals.pending is None:
-        _Signals.pending = signum
-        with contextlib.suppress(OSError, AttributeError):  # there may be no terminal
-            # Not print: this may interrupt one.
-            os.write(sys.stderr.fileno(), HELD_BACK)
-    elif new:
+    """Hold the first signal back inside `deferred_signals`; raise in every other case."""
+    if not _Signals.deferred or _Signals.pending is not None:
         raise Interrupted(signum)
+    _Signals.pending = signum
+    with contextlib.suppress(OSError, AttributeError):  # there may be no terminal
+        # Not print: this may interrupt one.
+        os.write(sys.stderr.fileno(), HELD_BACK)
 
 
 def _catch_signals() -> None:
     """Turn Ctrl-C, SIGTERM and the terminal's end into `Interrupted`."""
-    _Signals.reader, _Signals.writer = socket.socketpair()
-    _Signals.reader.setblocking(False)
-    _Signals.writer.setblocking(False)
-    signal.set_wakeup_fd(_Signals.writer.fileno())  # gets a byte the moment a signal arrives
     signal.signal(signal.SIGINT, _on_signal)
     signal.signal(signal.SIGTERM, _on_signal)
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
@@ -91,8 +73,8 @@ def deferred_signals() -> Iterator[Callable[[str], None]]:
     """Yields `check(where)`, which raises `Interrupted` if a signal came since the block began.
 
     Inside the block the first signal waits for the next `check`, so that a training step is never
-    cut in half. A second one leaves as soon as Python has control: at once between two operators,
-    else at the end of the operator that runs; two within one operator count as two.
+    cut in half. A second one leaves as soon as Python has control, at the end of the operator that
+    runs.
     """
     def check(where: str) -> None:
         if _Signals.pending is not None:
@@ -104,12 +86,6 @@ def deferred_signals() -> Iterator[Callable[[str], None]]:
         check("")
     finally:
         _Signals.deferred, _Signals.pending = outer, None
-
-
-def _plain(error: UnicodeError) -> tuple[str, int]:
-    """ASCII for characters that an output's encoding lacks."""
-    missing = error.object[error.start:error.end]
-    return "".join(PLAIN.get(one, "?") for one in missing), error.end
 
 
 def _outcome(main: Callable[[], int | None]) -> tuple[int, str]:
@@ -140,10 +116,9 @@ def run_script(main: Callable[[], int | None]) -> None:
     """Exits with what `main` returns (None is 0), each expected failure being one line on stderr
     and its exit code; no encoding of the terminal and no closed pipe makes a traceback."""
     _catch_signals()
-    codecs.register_error("plain", _plain)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="plain")
+            stream.reconfigure(errors="replace")
     code, message = _outcome(main)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to save
     if message:
