@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy import ndarray
+
 from common.training.run import best_row
 from common.words import count, number, percent
 
@@ -20,26 +23,19 @@ MIN_VAL = 200  # images; with fewer, one image moves the curves by as much as a 
 AT_CHANCE = 1.5  # times the share of one class: a best val top-1 below that is guessing
 
 
+COLUMNS = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1")
+Phase = tuple[str, int, int]  # name, first and last epoch
+Curves = dict[str, ndarray]  # the history's columns, and the `gap` of train - val top-1
+
+
 @dataclass(frozen=True)
 class Diagnosis:
     """Phases, fit and words; epochs are 1-based and ranges include both ends."""
 
-    phases: list[tuple[str, int, int]]  # (name, first epoch, last epoch)
+    phases: list[Phase]
     gap: float  # train - val top-1, fraction
-    val_loss_turn: int | None  # epoch of the lowest val loss, if it rose from there
     verdict: str  # overfit | underfit | good fit | nothing learned | too short to tell
     words: list[str]  # whole sentences
-
-
-@dataclass(frozen=True)
-class Curves:
-    """The columns of a history, one value an epoch; top-1 as fractions."""
-
-    epochs: list[int]
-    train_loss: list[float]
-    val_loss: list[float]
-    train_top1: list[float]
-    val_top1: list[float]
 
 
 def diagnose(history: Sequence[Mapping[str, object]], *, classes: int = 10,
@@ -65,146 +61,119 @@ def diagnose(history: Sequence[Mapping[str, object]], *, classes: int = 10,
     """
     if not history:
         raise ValueError("history has no epochs: train for at least one")
-    curves = _curves(history)
+    curves = {key: np.array([float(row[key]) for row in history]) for key in COLUMNS}
+    curves["gap"] = curves["train_top1"] - curves["val_top1"]
     turn = _turn(curves)
-    phases, words = _phases(curves, turn) if val_images >= MIN_VAL else ([], [])
+    phases = _phases(curves, turn) if val_images >= MIN_VAL else []
+    words = [_sentence(curves, phase) for phase in phases]
 
-    clean = clean_train_top1 is not None
-    best = list(history).index(best_row(history))
-    at = best if clean else len(history) - 1
-    train = clean_train_top1 if clean else curves.train_top1[at]
-    val = curves.val_top1[at]
-    what, when = ("Plain train images", "best") if clean else ("Train", "last")
-    words.append(f"{what} {percent(train)}, val {percent(val)} at the {when} epoch "
-                 f"({curves.epochs[at]}): gap {_points(train - val)}.")
+    if clean_train_top1 is None:
+        at, what, when = len(history) - 1, "Train", "last"
+        train = curves["train_top1"][at]
+    else:
+        at, what, when = list(history).index(best_row(history)), "Plain train images", "best"
+        train = clean_train_top1
+    running, val = curves["train_top1"][at], curves["val_top1"][at]
+    epoch, gap = int(curves["epoch"][at]), float(train - val)
+    words.append(f"{what} {percent(train)}, val {percent(val)} at the {when} epoch ({epoch}): "
+                 f"gap {_points(gap)}.")
     if regularised:
-        words.append(_regularised(curves.train_top1[at], val))
-    verdict, reason = _verdict(curves, train, train - val, turn is not None, classes)
+        where = "below" if running < val else "above"
+        if percent(running) == percent(val):
+            where = "equal to"
+        words.append(f"During that epoch, augmented, train accuracy was {percent(running)}, "
+                     f"{where} val: the two are not the same measurement.")
+    verdict, reason = _verdict(curves["val_top1"], train, gap, turn is not None, classes)
     words.append(f"Verdict: {verdict}. {reason}")
-    turned_at = None if turn is None else curves.epochs[turn]
-    return Diagnosis(phases, train - val, turned_at, verdict, words)
-
-
-def _curves(history: Sequence[Mapping[str, object]]) -> Curves:
-    """The history's columns; the values may be a CSV file's strings."""
-    def column(key: str) -> list[float]:
-        return [float(row[key]) for row in history]
-
-    epochs = [int(row["epoch"]) for row in history]
-    return Curves(epochs, column("train_loss"), column("val_loss"), column("train_top1"),
-                  column("val_top1"))
-
-
-def _phases(curves: Curves, turn: int | None) -> tuple[list[tuple[str, int, int]], list[str]]:
-    """The phases that there are, and a sentence of each."""
-    phases, words = [], []
-    epochs, last = curves.epochs, len(curves.epochs) - 1
-
-    fast_end = _fast_end(curves.val_top1)
-    if fast_end is not None:
-        phase = ("fast learning", epochs[0], epochs[fast_end])
-        phases.append(phase)
-        words.append(f"Fast learning, {_span(phase)}: val accuracy {percent(curves.val_top1[0])} "
-                     f"to {percent(curves.val_top1[fast_end])}.")
-
-    gaps = [train - val for train, val in zip(curves.train_top1, curves.val_top1)]
-    opens, closes = _gap_opens(gaps), last if turn is None else turn
-    if opens <= closes:
-        phase = ("divergence", epochs[opens], epochs[closes])
-        phases.append(phase)
-        words.append(f"Divergence, {_span(phase)}: the train-val gap is {_points(gaps[opens])} "
-                     f"where it opens and {_points(gaps[closes])} at the end.")
-
-    if turn is not None:
-        phase = ("overfitting", epochs[turn + 1], epochs[last])
-        phases.append(phase)
-        val, train = curves.val_loss, curves.train_loss
-        words.append(f"Overfitting, {_span(phase)}: val loss turns at epoch {epochs[turn]} and "
-                     f"rises from {number(val[turn])} to {number(val[last])} while train loss "
-                     f"falls from {number(train[turn])} to {number(train[last])}.")
-    return phases, words
-
-
-def _verdict(curves: Curves, train: float, gap: float, turned: bool,
-             classes: int) -> tuple[str, str]:
-    """The verdict and its reason, a sentence."""
-    val_top1 = curves.val_top1
-    epochs = len(val_top1)
-    if epochs < MIN_EPOCHS:
-        return "too short to tell", f"{count(epochs, 'epoch')} of the {MIN_EPOCHS} that it takes."
-    # In the order of trust: what makes the later questions meaningless comes first.
-    if max(val_top1) < AT_CHANCE / classes:
-        return "nothing learned", (f"Val accuracy {percent(max(val_top1))} is about what guessing "
-                                   f"gives with {count(classes, 'class', 'classes')}.")
-    if gap >= WIDE_GAP:
-        return "overfit", f"The gap is at least {WIDE_GAP * 100:.0f} points."
-    # A rise of val loss alone is no overfitting: accuracy may go on rising with it.
-    if turned and gap >= OPEN_GAP:
-        return "overfit", ("Val loss rose again, and the gap is at least "
-                           f"{OPEN_GAP * 100:.0f} points.")
-    if max(train, train - gap) < LOW_TOP1:
-        pace = (val_top1[-1] - val_top1[-MIN_EPOCHS]) / (MIN_EPOCHS - 1)
-        if pace > STILL_RISING:
-            return "too short to tell", ("Val accuracy was still rising by "
-                                         f"{_points(pace)} an epoch.")
-        return "underfit", (f"The net does not reach {LOW_TOP1 * 100:.0f} % on the images it was "
-                            "trained on: more epochs, another learning rate or a larger net may "
-                            "fit them.")
-    rose = "; val loss did rise again, as the net grew too sure of its errors" if turned else ""
-    return "good fit", f"The net fits its training images, and the gap is narrow{rose}."
-
-
-def _regularised(train: float, val: float) -> str:
-    """Why train accuracy under augmentation and dropout may lie below val's."""
-    where = "below val" if train < val else "above val"
-    if percent(train) == percent(val):
-        where = "equal to val"
-    return (f"During that epoch, augmented, train accuracy was {percent(train)}, {where}: the two "
-            "are not the same measurement.")
+    epochs = curves["epoch"].astype(int).tolist()
+    named = [(name, epochs[first], epochs[last]) for name, first, last in phases]
+    return Diagnosis(named, gap, verdict, words)
 
 
 def _turn(curves: Curves) -> int | None:
     """Index of the lowest val loss, if val loss rose from there while train loss fell."""
-    train, val = _smooth(curves.train_loss), _smooth(curves.val_loss)
-    turn = min(range(len(val)), key=val.__getitem__)
-    risen = val[-1] > val[turn] * (1 + RISE)
-    if len(val) < MIN_EPOCHS or not risen or train[-1] >= train[turn]:
-        return None
-    # Smoothing may have moved it by one.
-    nearby = range(max(0, turn - 1), min(turn + 2, len(val) - 1))
-    turn = min(nearby, key=curves.val_loss.__getitem__)
+    train, val = curves["train_loss"], curves["val_loss"]
+    smooth_train, smooth_val = _smooth(train), _smooth(val)
+    low = int(smooth_val.argmin())
+    risen = smooth_val[-1] > smooth_val[low] * (1 + RISE)
+    fallen = smooth_train[-1] < smooth_train[low]
+    start = max(0, low - 1)
+    turn = start + int(val[start : start + 3].argmin())  # smoothing may have moved it by one
     # The sentence gives the rows' own numbers, so they have to say the same.
-    fell = curves.train_loss[-1] < curves.train_loss[turn]
-    rose = curves.val_loss[-1] > curves.val_loss[turn]
-    return turn if fell and rose else None
+    seen = val[-1] > val[turn] and train[-1] < train[turn]
+    return turn if len(val) >= MIN_EPOCHS and risen and fallen and seen else None
 
 
-def _gap_opens(gaps: list[float]) -> int:
-    """Index from which train - val top-1 stays above OPEN_GAP; the number of epochs if it never
-    does."""
-    narrow = [i for i, gap in enumerate(_smooth(gaps)) if gap <= OPEN_GAP]
-    return narrow[-1] + 1 if narrow else 0
+def _phases(curves: Curves, turn: int | None) -> list[Phase]:
+    """The phases that there are, with the indices of their first and last epoch."""
+    phases, last = [], len(curves["gap"]) - 1
+    val = _smooth(curves["val_top1"])
+    rise = val.max() - val[0]
+    if rise >= MIN_PROGRESS:
+        risen = val >= val[0] + FAST_SHARE * rise
+        phases.append(("fast learning", 0, int(risen.argmax())))
+    # Divergence begins after the last epoch with a narrow gap.
+    narrow = np.flatnonzero(_smooth(curves["gap"]) <= OPEN_GAP)
+    opens = int(narrow[-1]) + 1 if len(narrow) else 0
+    closes = last if turn is None else turn
+    if opens <= closes:
+        phases.append(("divergence", opens, closes))
+    if turn is not None:
+        phases.append(("overfitting", turn + 1, last))
+    return phases
 
 
-def _fast_end(val_top1: list[float]) -> int | None:
-    """Index at which val top-1 has made FAST_SHARE of its rise."""
-    val = _smooth(val_top1)
-    rise = max(val) - val[0]
-    if rise < MIN_PROGRESS:
-        return None
-    return next(i for i, top1 in enumerate(val) if top1 >= val[0] + FAST_SHARE * rise)
+def _sentence(curves: Curves, phase: Phase) -> str:
+    """What happened in a phase, with the rows' own numbers."""
+    name, first, last = phase
+    epoch = curves["epoch"].astype(int)
+    gap, top1 = curves["gap"], curves["val_top1"]
+    if name == "fast learning":
+        said = f"val accuracy {percent(top1[first])} to {percent(top1[last])}"
+    elif name == "divergence":
+        said = (f"the train-val gap is {_points(gap[first])} where it opens and "
+                f"{_points(gap[last])} at the end")
+    else:
+        turn = first - 1
+        val, train = ([number(curves[key][at]) for at in (turn, last)]
+                      for key in ("val_loss", "train_loss"))
+        said = (f"val loss turns at epoch {epoch[turn]} and rises from {val[0]} to {val[1]} "
+                f"while train loss falls from {train[0]} to {train[1]}")
+    span = f"epochs {epoch[first]}-{epoch[last]}" if first < last else f"epoch {epoch[first]}"
+    return f"{name.capitalize()}, {span}: {said}."
 
 
-def _smooth(values: list[float]) -> list[float]:
+def _verdict(val_top1: ndarray, train: float, gap: float, turned: bool,
+             classes: int) -> tuple[str, str]:
+    """The verdict and its reason, a sentence."""
+    epochs, best = len(val_top1), val_top1.max()
+    if epochs < MIN_EPOCHS:
+        return "too short to tell", f"{count(epochs, 'epoch')} of the {MIN_EPOCHS} that it takes."
+    # In the order of trust: what makes the later questions meaningless comes first.
+    if best < AT_CHANCE / classes:
+        return "nothing learned", (f"Val accuracy {percent(best)} is about what guessing gives "
+                                   f"with {count(classes, 'class', 'classes')}.")
+    if gap >= WIDE_GAP:
+        return "overfit", f"The gap is at least {_points(WIDE_GAP)}."
+    # A rise of val loss alone is no overfitting: accuracy may go on rising with it.
+    if turned and gap >= OPEN_GAP:
+        return "overfit", f"Val loss rose again, and the gap is at least {_points(OPEN_GAP)}."
+    if max(train, train - gap) >= LOW_TOP1:
+        rose = "; val loss did rise again, as the net grew too sure of its errors" * turned
+        return "good fit", f"The net fits its training images, and the gap is narrow{rose}."
+    pace = (val_top1[-1] - val_top1[-MIN_EPOCHS]) / (MIN_EPOCHS - 1)
+    if pace > STILL_RISING:
+        return "too short to tell", f"Val accuracy was still rising by {_points(pace)} an epoch."
+    return "underfit", (f"The net does not reach {percent(LOW_TOP1, 0)} on the images it was "
+                        "trained on: more epochs, another learning rate or a larger net may fit "
+                        "them.")
+
+
+def _smooth(values: ndarray) -> ndarray:
     """Centred means over three epochs, over two at either end."""
-    windows = [values[max(0, i - 1) : i + 2] for i in range(len(values))]
-    return [sum(window) / len(window) for window in windows]
-
-
-def _span(phase: tuple[str, int, int]) -> str:
-    """The phase's epochs for a sentence."""
-    _, first, final = phase
-    return f"epoch {first}" if first == final else f"epochs {first}-{final}"
+    window = np.ones(3)
+    sums = np.convolve(values, window, "same")
+    return sums / np.convolve(np.ones(len(values)), window, "same")
 
 
 def _points(difference: float) -> str:
