@@ -133,8 +133,7 @@ def test_a_spike_of_the_first_epoch_flattens_nothing(tmp_path: Path, kept: list[
     rows[0]["train_loss"] = 80.0
     curves(rows, tmp_path / "c.png", "spike")
     calm, spiked = (figure.axes[0] for figure in kept)
-    assert not calm.texts and spiked.get_ylim()[1] < 2.5
-    assert [text.get_text() for text in spiked.texts] == ["↑ 80 in epoch 1"]
+    assert 2 < calm.get_ylim()[1] < 2.5 and spiked.get_ylim()[1] < 4
 
 
 @pytest.mark.parametrize("head, tune", [(1, 0), (1, 1), (0, 2), (4, 30)])
@@ -149,7 +148,7 @@ def test_curves_are_drawn_at_every_length(head: int, tune: int, tmp_path: Path) 
 
 def test_a_single_epoch_is_a_dot(tmp_path: Path, kept: list[Figure]) -> None:
     curves(history(1, 4), tmp_path / "c.png", "one head epoch")
-    assert [line.get_marker() for line in kept[0].axes[2].lines[:2]] == [".", "None"]
+    assert [len(line.get_xdata()) for line in kept[0].axes[2].lines[:2]] == [1, 4]
     curves(history(1, 0), tmp_path / "c.png", "one epoch")
     assert [line.get_marker() for line in kept[1].axes[0].lines] == [".", ".", "*"]
 

@@ -15,7 +15,8 @@ MAX_TILES = 32  # images of an augmented batch
 LOSS_NOTE = ("Train loss and accuracy are measured while training, under the recipe's augmentation,"
              " dropout and label smoothing if it has them; val is plain cross-entropy on untouched"
              " images.")
-SPIKE = 3.0  # a first loss this many times the second's would flatten all that follows
+SPIKE = 2.0  # the loss axis ends at this many times the highest loss after the first epoch
+NUMBERS = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1", "lr")
 
 
 def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: str | Path,
@@ -73,69 +74,49 @@ def curves(history: Sequence[Mapping[str, object]], path: str | Path, title: str
         path: the figure's file; its ending gives the format.
         note: the line under the panels.
     """
-    numbers = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1", "lr")
-    values = {key: np.array([float(row[key]) for row in history]) for key in numbers}
+    values = {key: np.array([float(row[key]) for row in history]) for key in NUMBERS}
+    epochs, best = values["epoch"], list(history).index(best_row(history))
     stages = [str(row["stage"]) for row in history]
-    starts = [i for i in range(len(stages)) if i == 0 or stages[i] != stages[i - 1]]
+    starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
     with new_figure(path, title, (9, 4.6), note) as figure:
-        grid = figure.add_gridspec(2, 2, height_ratios=(4, 1))
-        loss, accuracy = (figure.add_subplot(grid[0, i]) for i in range(2))
-        best = list(history).index(best_row(history))
-        _train_and_val(loss, values, best, "loss", "loss")
-        _train_and_val(accuracy, values, best, "top1", "accuracy (%)")
+        panels = figure.subplots(2, 2, sharex=True, height_ratios=(4, 1))
+        loss, accuracy = panels[0]
+        _train_and_val(loss, values, best, "loss")
+        _train_and_val(accuracy, values, best, "top1")
         accuracy.legend(loc="best")
-        _leave_out_a_spike(loss, values)
-        rates = [figure.add_subplot(grid[1, i], sharex=panel)
-                 for i, panel in enumerate((loss, accuracy))]
-        for axes in rates:
+        if len(history) > 1:
+            # Pretrained weights under a new head may begin at many times the later losses.
+            later = max(values["train_loss"][1:].max(), values["val_loss"][1:].max())
+            loss.set_ylim(0, min(loss.get_ylim()[1], SPIKE * later))
+        for axes in panels[1]:
             _rates(axes, values, stages, starts)
-        for axes in (loss, accuracy, *rates):
+        for axes in panels.flat:
             for i in starts[1:]:
-                axes.axvline(values["epoch"][i] - 0.5, color=MUTED, linestyle="--", linewidth=1)
+                axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--", linewidth=1)
 
 
-def _train_and_val(axes: Axes, values: dict[str, ndarray], best: int, key: str,
-                   title: str) -> None:
+def _train_and_val(axes: Axes, values: dict[str, ndarray], best: int, key: str) -> None:
     """Train and val of a measure, the best epoch marked."""
-    factor = 100 if key == "top1" else 1
-    epochs = values["epoch"]
-    line = _line(len(epochs))
-    axes.plot(epochs, values[f"train_{key}"] * factor, line, color=TRAIN, label="train")
-    axes.plot(epochs, values[f"val_{key}"] * factor, line, color=VAL, label="val")
+    factor, title = (100, "accuracy (%)") if key == "top1" else (1, "loss")
+    epochs, train, val = values["epoch"], values[f"train_{key}"], values[f"val_{key}"]
+    axes.plot(epochs, train * factor, ".-", markersize=3, color=TRAIN, label="train")
+    axes.plot(epochs, val * factor, ".-", markersize=3, color=VAL, label="val")
     mark = f"best epoch: {epochs[best]:.0f}, val {percent(values['val_top1'][best])}"
-    axes.plot(epochs[best], values[f"val_{key}"][best] * factor, "*", color=ACCENT, markersize=13,
-              zorder=1.9, clip_on=False, label=mark)
+    axes.plot(epochs[best], val[best] * factor, "*", color=ACCENT, markersize=13, zorder=1.9,
+              clip_on=False, label=mark)
     axes.set_title(title)
-    axes.tick_params(labelbottom=False)
-
-
-def _leave_out_a_spike(axes: Axes, values: dict[str, ndarray]) -> None:
-    """End the loss axis below a first epoch that would flatten all others."""
-    losses = np.concatenate([values["train_loss"], values["val_loss"]])
-    later = np.concatenate([values["train_loss"][1:], values["val_loss"][1:]])
-    # Pretrained weights under a new head often begin with one.
-    if len(later) and losses.max() > SPIKE * later.max() > 0:
-        axes.set_ylim(0, 1.1 * later.max())
-        axes.annotate(f"↑ {losses.max():.3g} in epoch 1", (0.02, 0.98), xycoords="axes fraction",
-                      va="top", color=MUTED)
 
 
 def _rates(axes: Axes, values: dict[str, ndarray], stages: list[str], starts: list[int]) -> None:
     """The learning rate, each stage with a line of its own."""
     epochs, lr = values["epoch"], values["lr"]
     for i, end in zip(starts, [*starts[1:], len(stages)]):
-        axes.plot(epochs[i:end], lr[i:end], _line(end - i), color=MUTED)
+        axes.plot(epochs[i:end], lr[i:end], ".-", markersize=3, color=MUTED)
         if len(starts) > 1:
             axes.annotate(f" {short(stages[i])}", (epochs[i] - 0.5, 0.06),
                           xycoords=("data", "axes fraction"), fontsize=7)
+    axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
     axes.set_ylabel("lr", fontsize=8)
-    axes.set_xlabel("epoch")
     axes.set_ylim(0, 1.15 * lr.max() or 1)
-    axes.set_xlim(epochs[0] - 0.5, epochs[-1] + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-
-
-def _line(points: int) -> str:
-    """The plot format: dots as well where so few points draw no or hardly any line."""
-    return ".-" if points < 4 else "-"

@@ -141,29 +141,15 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def peak_rss() -> int | None:
-    """Largest resident set of this process so far in bytes, from Linux's /proc; None elsewhere.
-
-    Not from getrusage: its figure starts at that of the process which launched this one.
-    """
-    kilobytes = _first_value("/proc/self/status", "VmHWM")
-    return 1024 * int(kilobytes.split()[0]) if kilobytes else None
-
-
 def _cpu_name() -> str:
     """The processor's name as Linux gives it."""
-    return _first_value("/proc/cpuinfo", "model name") or platform.machine()
-
-
-def _first_value(file: str, key: str) -> str | None:
-    """What stands behind the first `key:` of a file under /proc, or None."""
     try:
-        for line in Path(file).read_text().splitlines():
-            if line.startswith(key):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     except OSError:
         pass
-    return None
+    return platform.machine()
 
 
 def _git_commit() -> str | None:

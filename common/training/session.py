@@ -23,21 +23,19 @@ from common.models.build import architecture, build, count_parameters
 from common.models.trace import describe
 from common.models.weights import (IMAGENET_MEAN, IMAGENET_STD, LITE2_ORIGIN, load_weights,
                                    retake_statistics)
-from common.training.curves import augmented_batch, curves, sample_grid
+from common.training.curves import MAX_TILES, augmented_batch, curves, sample_grid
 from common.training.diagnose import diagnose
 from common.training.fit import evaluate, fit, predict
 from common.training.graph import compile_model
 from common.training.run import Run, card, open_folder
 from common.training.run import publish as put_at_best
-from common.training.runtime import (amp_dtype, environment, peak_rss, precision, set_up,
-                                     wants_compile)
-from common.training.step import epoch_order, fit_batch_size, fit_lr, seed_epoch
+from common.training.runtime import amp_dtype, environment, precision, set_up, wants_compile
+from common.training.step import epoch_order, fit_batch_size, fit_lr
 from common.words import count, percent
 
 PROBE_SIZE = 4
 CALIBRATION_IMAGES = 2000  # from which the statistics of transplanted weights are taken
 SHOWN_CLASSES = 20
-HALF = (0.5,) * 3
 _starts = iter([PROCESS_START])  # a process's first run counts from its start, imports included
 
 
@@ -152,35 +150,33 @@ def finish(session: Session, publish: bool = True) -> dict[str, Any]:
         whole run's.
     """
     run, splits, model = session.run, session.splits, session.model
-    best, train = run.best, splits.train
+    best, last = run.best, run.history[-1]
     model.load_state_dict(run.best_weights)
     # The epochs' train accuracy is of weights that still moved, on augmented images; this is not.
-    clean_loss, clean_top1 = evaluate(model, train, session.prepare, session.amp)
+    clean_loss, clean_top1 = evaluate(model, splits.train, session.prepare, session.amp)
     test = _test(session)
     plain = session.prepare.spec == Augmentation() and session.recipe.label_smoothing == 0
     told = diagnose(run.history, classes=len(splits.classes), clean_train_top1=clean_top1,
                     regularised=not plain, val_images=len(splits.val))
-    curves(run.history, run.folder / "curves.png",
-           f"{run.folder.parent.name} / {run.folder.name} ({splits.source})")
-    last_stage = [row for row in run.history if row["stage"] == run.history[-1]["stage"]]
+    title = f"{session.script} / {run.folder.name} ({splits.source})"
+    curves(run.history, run.folder / "curves.png", title)
+    # Of the last stage, which trains the whole network.
+    rates = [row["images_per_s"] for row in run.history if row["stage"] == last["stage"]]
     result = {
         "script": session.script, "source": splits.source, "class_names": splits.classes,
         "identity": splits.identity, "weights": run.card["weights_origin"],
         "best_epoch": best["epoch"], "epochs": len(run.history),
         "val_top1": best["val_top1"], "val_loss": best["val_loss"],
-        "train_top1": run.history[-1]["train_top1"],
+        "train_top1": last["train_top1"],
         "clean_train_top1": clean_top1, "clean_train_loss": clean_loss, **test,
-        "train_seconds": sum(row["seconds"] for row in run.history),
-        # Of the last stage, which trains the whole network.
-        "images_per_s": max(row["images_per_s"] for row in last_stage),
+        "train_seconds": sum(row["seconds"] for row in run.history), "images_per_s": max(rates),
         "wall_seconds": time.perf_counter() - session.started, "resumed": session.resumed,
-        "parameters": count_parameters(model),
-        "peak_memory_bytes": _peak_memory(train.labels.device), "peak_rss_bytes": peak_rss(),
+        "parameters": count_parameters(model), "peak_memory_bytes": _peak_memory(splits),
         "verdict": told.verdict, "diagnosis": told.words,
         "versions": run.card["versions"], "precision": run.card["versions"]["precision"],
     }
     write_json(run.folder / "result.json", result)  # its presence says that the run is finished
-    _say_result(result, told.words)
+    _say_result(result)
     if publish:
         own, copy = run.folder / "best.pt", Path("best.pt")
         print(put_at_best(own, Path(session.runtime.out), copy))
@@ -200,15 +196,16 @@ def _forget_earlier_runs(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_memory(device: torch.device) -> int | None:
-    """Bytes that the run had allocated on the GPU at most."""
+def _peak_memory(splits: Splits) -> int | None:
+    """Bytes that the run had allocated on the GPU at most; None on a CPU."""
+    device = splits.train.labels.device
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _normalization(recipe: Recipe, splits: Splits) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel by which the recipe scales the input."""
     known = {"data": (splits.mean, splits.std), "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-             "half": (HALF, HALF), "none": ((0.0,) * 3, (1.0,) * 3)}
+             "half": ((0.5,) * 3, (0.5,) * 3), "none": ((0.0,) * 3, (1.0,) * 3)}
     return known[recipe.normalization]
 
 
@@ -222,14 +219,15 @@ def _calibration_batches(train: Split, prepare: Preprocess) -> Iterator[Tensor]:
 
 def _say_data(splits: Splits) -> None:
     """Sizes, classes and images of each class, and what the source has to say."""
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    sizes = " / ".join(f"{name} {len(split):,}" for name, split in parts.items())
-    print(f"data: {splits.source}; {sizes}, {splits.image_size}×{splits.image_size} px")
-    kinds = len(splits.classes)
-    counts = [torch.bincount(split.labels, minlength=kinds).tolist() for split in parts.values()]
-    names = splits.classes[:SHOWN_CLASSES]
+    names, kinds = splits.classes[:SHOWN_CLASSES], len(splits.classes)
+    sizes, columns = [], []
+    for part in ("train", "val", "test"):
+        labels = getattr(splits, part).labels
+        sizes.append(f"{part} {len(labels):,}")
+        columns.append(torch.bincount(labels, minlength=kinds).tolist())
+    print(f"data: {splits.source}; {' / '.join(sizes)}, {splits.image_size}×{splits.image_size} px")
     width = max(map(len, names))
-    for name, *images in zip(names, *counts):
+    for name, *images in zip(names, *columns):
         print(f"  {name:<{width}}  " + " / ".join(f"{n:>5,}" for n in images))
     if kinds > SHOWN_CLASSES:
         print(f"  … and {count(kinds - SHOWN_CLASSES, 'more class', 'more classes')}")
@@ -242,6 +240,7 @@ def _recipe_in_words(recipe: Recipe, images: int) -> str:
     batch = fit_batch_size(images, recipe.batch_size)
     steps = len(epoch_order(images, batch, 0))
     optimizer = {"sgd": "SGD", "adamw": "AdamW"}[recipe.optimizer]
+    lr = fit_lr(recipe.lr, images, recipe)
     spec = {
         f"crop ±{recipe.crop_padding} px": recipe.crop_padding, "flip": recipe.flip,
         f"rotation ±{recipe.rotation:g}°": recipe.rotation,
@@ -249,31 +248,25 @@ def _recipe_in_words(recipe: Recipe, images: int) -> str:
         f"random erasing {recipe.random_erasing:g}": recipe.random_erasing,
     }
     augmentation = ", ".join(word for word, used in spec.items() if used) or "none"
-    stages = count(recipe.epochs, "epoch")
-    if recipe.head_epochs:
-        stages = f"{recipe.head_epochs} + {stages}"
-    smoothing = f", label smoothing {recipe.label_smoothing:g}" if recipe.label_smoothing else ""
-    lr = fit_lr(recipe.lr, images, recipe)
-    return (f"{stages}, {optimizer}, lr {lr:.3g} {recipe.schedule}, "
-            f"batch {batch} ({count(steps, 'step')} an epoch){smoothing}; "
-            f"augmentation: {augmentation}")
+    head = f"{recipe.head_epochs} + " if recipe.head_epochs else ""
+    return (f"{head}{count(recipe.epochs, 'epoch')}, {optimizer}, lr {lr:.3g} {recipe.schedule}, "
+            f"batch {batch} ({count(steps, 'step')} an epoch), "
+            f"label smoothing {recipe.label_smoothing:g}; augmentation: {augmentation}")
 
 
 def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, recipe: Recipe) -> None:
-    """cifar10_sample_images.png and augmented_batch.png, from generators of their own: training is
+    """cifar10_sample_images.png and augmented_batch.png, from a generator of their own: training is
     not touched."""
     train, classes = splits.train, splits.classes
     sample_grid(train.images.cpu().numpy(), train.labels.cpu().numpy(), classes,
                 folder / "cifar10_sample_images.png", f"Training images ({splits.source})")
-    batch_size = fit_batch_size(len(train), recipe.batch_size)
-    order = epoch_order(len(train), batch_size, seed_epoch(recipe.seed, 1))
-    at = order[0, :64].to(train.labels.device)
-    generator = torch.Generator(at.device).manual_seed(recipe.seed)
-    batch = prepare.train(train.images[at], generator)
+    device = train.labels.device
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+    some = torch.randperm(len(train), generator=generator, device=device)[:MAX_TILES]
+    batch = prepare.train(train.images[some], generator)
     batch = batch * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
-    augmented_batch(batch.clamp(0, 1).float().cpu().numpy(), train.labels[at].cpu().numpy(),
-                    classes, folder / "augmented_batch.png",
-                    f"The first training batch, augmented ({splits.source})")
+    augmented_batch(batch.cpu().numpy(), train.labels[some].cpu().numpy(), classes,
+                    folder / "augmented_batch.png", f"Augmented images ({splits.source})")
 
 
 def _test(session: Session) -> dict[str, Any]:
@@ -296,7 +289,7 @@ def _test(session: Session) -> dict[str, Any]:
     }
 
 
-def _say_result(result: dict[str, Any], words: list[str]) -> None:
+def _say_result(result: dict[str, Any]) -> None:
     """What came of the run, for the terminal."""
     print(f"best epoch {result['best_epoch']}: val {percent(result['val_top1'])}, train without "
           f"augmentation {percent(result['clean_train_top1'])}")
@@ -305,6 +298,4 @@ def _say_result(result: dict[str, Any], words: list[str]) -> None:
             f"{percent(high)}) of {count(result['test_images'], 'image')}, {result['source']}")
     if abs(result["balanced_top1"] - result["test_top1"]) > 0.001:
         line += f"; {percent(result['balanced_top1'])} in the mean over classes"
-    print(line)
-    for sentence in words:
-        print(f"  {sentence}")
+    print(line, *result["diagnosis"], sep="\n  ")
