@@ -113,16 +113,14 @@ def test_curves_mark_stage_and_best_epoch(tmp_path: Path, kept: list[Figure]) ->
     assert [line.get_xdata()[0] for line in stars] == [11, 11]
     assert [line.get_ydata()[0] for line in stars] == pytest.approx([1.8 - 10 / 12, 90])
     legend = [text.get_text() for text in accuracy.get_legend().get_texts()]
-    assert "best epoch: 11, val 90.00 %" in legend
+    assert {"best epoch: 11, val 90.00 %", "stage finetune begins"} < {*legend}
     for axes in rates:
-        assert [text.get_text() for text in axes.texts] == [" head", " finetune"]
         assert axes.get_xlim() == loss.get_xlim()
     assert kept[0].get_suptitle() == "synthetic: B2" and kept[0].get_supxlabel() == "a note"
 
 
 def test_curves_of_one_stage_have_no_stage_line(tmp_path: Path, kept: list[Figure]) -> None:
     curves(history(6, 0), tmp_path / "c.png", "baseline")
-    assert not kept[0].axes[2].texts
     assert not any(line.get_linestyle() == "--" for axes in kept[0].axes for line in axes.lines)
     assert "plain cross-entropy" in kept[0].get_supxlabel()
 

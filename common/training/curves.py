@@ -83,16 +83,17 @@ def curves(history: Sequence[Mapping[str, object]], path: str | Path, title: str
         loss, accuracy = panels[0]
         _train_and_val(loss, values, best, "loss")
         _train_and_val(accuracy, values, best, "top1")
-        accuracy.legend(loc="best")
         if len(history) > 1:
             # Pretrained weights under a new head may begin at many times the later losses.
             later = max(values["train_loss"][1:].max(), values["val_loss"][1:].max())
             loss.set_ylim(0, min(loss.get_ylim()[1], SPIKE * later))
         for axes in panels[1]:
-            _rates(axes, values, stages, starts)
+            _rates(axes, epochs, values["lr"], starts)
         for axes in panels.flat:
             for i in starts[1:]:
-                axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--", linewidth=1)
+                axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--", linewidth=1,
+                             label=f"stage {short(stages[i])} begins")
+        accuracy.legend(loc="best")
 
 
 def _train_and_val(axes: Axes, values: dict[str, ndarray], best: int, key: str) -> None:
@@ -107,14 +108,10 @@ def _train_and_val(axes: Axes, values: dict[str, ndarray], best: int, key: str) 
     axes.set_title(title)
 
 
-def _rates(axes: Axes, values: dict[str, ndarray], stages: list[str], starts: list[int]) -> None:
+def _rates(axes: Axes, epochs: ndarray, lr: ndarray, starts: list[int]) -> None:
     """The learning rate, each stage with a line of its own."""
-    epochs, lr = values["epoch"], values["lr"]
-    for i, end in zip(starts, [*starts[1:], len(stages)]):
+    for i, end in zip(starts, [*starts[1:], len(epochs)]):
         axes.plot(epochs[i:end], lr[i:end], ".-", markersize=3, color=MUTED)
-        if len(starts) > 1:
-            axes.annotate(f" {short(stages[i])}", (epochs[i] - 0.5, 0.06),
-                          xycoords=("data", "axes fraction"), fontsize=7)
     axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
     axes.set_ylabel("lr", fontsize=8)
     axes.set_ylim(0, 1.15 * lr.max() or 1)
