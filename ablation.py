@@ -116,8 +116,7 @@ def share(jobs: list[Job], shard: str | None) -> list[Job]:
 def train(recipe: Recipe, runtime: Runtime, folder: Path) -> None:
     """Train in `folder`, or go on with what is there."""
     study = folder.parent
-    begun = (folder / "recipe.json").exists()
-    own = replace(runtime, run_name=folder.name, resume=begun, smoke=False)
+    own = replace(runtime, run_name=folder.name, resume=True, smoke=False)
     train_effnet.train(recipe, own, script=f"{study.parent.name}/{study.name}", publish=False)
 
 

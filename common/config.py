@@ -161,7 +161,7 @@ class Runtime:
     out: str = option("runs", "folder of the run folders", "runtime")
     run_name: str | None = option(
         None, "name of the run folder (default: made from the recipe)", "runtime")
-    resume: bool = option(False, "go on after the last whole epoch", "runtime")
+    resume: bool = option(False, "go on after the last whole epoch, if there is one", "runtime")
     smoke: bool = option(
         False, "the whole path in under a minute: drawn images, tiny budget", "runtime")
     name_given: bool = False  # no flag: whether run_name is the user's own word

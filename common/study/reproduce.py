@@ -5,7 +5,7 @@
     python -m common.study.reproduce --list           # only the commands
     python -m common.study.reproduce --smoke          # every step on drawn images
 
-Finished steps are skipped and interrupted ones go on, so the same command may be given
+Finished runs are skipped and interrupted ones go on, so the same command may be given
 again. A step that fails leaves the others running, is named at the end, and the exit code
 is 1. At the end docs/results and the guides' tables are written anew.
 """
@@ -16,12 +16,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from common.config import Parser, Runtime, add_flags, collect, flag_of, option
 from common.errors import InputError, Interrupted, run_script
 from common.study.bench import PARTS
-from common.study.rows import PRETRAINED, ROWS, start
+from common.study.rows import ROWS, start
 
 
 @dataclass(frozen=True)
@@ -37,74 +36,32 @@ class Options:
     target: str = option("docs/results", "folder to publish in", "study")
 
 
-@dataclass(frozen=True)
-class Step:
-    """One command of the study, its words after `python`, and the file that shows it is
-    finished (None: it sees for itself)."""
-
-    command: list[str]
-    done: Path | None = None
-
-    def words(self) -> list[str]:
-        """The command, going on with a run that was interrupted."""
-        begun = self.done and (self.done.parent / "recipe.json").exists()
-        return [*self.command, "--resume"] if begun else self.command
-
-
-def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[Step]:
-    """Every step, in the order in which they run; the ablation leaves the best arm's
-    checkpoint at best.pt."""
-    out = Path(runtime.out)
-    kind = start({"pretrained": True, "weights": options.weights})
+def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[list[str]]:
+    """Every command's words after `python`, in the order in which they run."""
+    smoke = ["--smoke"] * runtime.smoke
+    device = _flags(runtime, "device")
+    place = _flags(runtime, "data_dir", "out") + device
     weights = ["--weights", options.weights] if options.weights else []
-    shared = [*_flags(runtime, "data_dir", "out", "device"), *["--smoke"] * runtime.smoke]
-    speed = out / "bench.json"
-    bench = [
-        "-m",
-        "common.study.bench",
-        "--parts",
-        *PARTS,
-        "--json",
-        str(speed),
-        *_flags(runtime, "device"),
-    ]
-    steps = [Step([*bench, *["--quick", "--models", "simple_cnn"] * runtime.smoke], speed)]
+    kind = start({"pretrained": True, "weights": options.weights})
+    quick = ["--quick", "--models", "simple_cnn"] * runtime.smoke
+    speed = ["--parts", *PARTS, "--json", f"{runtime.out}/bench.json"]
+    commands = [["-m", "common.study.bench", *speed, *device, *quick]]
     for row in ROWS:
-        if row.starts != ("random",) and kind not in row.starts:
-            continue
-        words = row.command.partition(" --weights ")[0].split()
-        words += weights if row.starts != ("random",) else []
+        words, name = row.command.partition(" --weights ")[0].split(), row.key
+        if row.starts != ("random",):
+            if kind not in row.starts:
+                continue
+            words += weights
+            name += f"-{kind}" * (len(row.starts) > 1)
         for seed in seeds:
-            name = (
-                f"{row.key}-{kind}-seed{seed}"
-                if row.starts == PRETRAINED
-                else f"{row.key}-seed{seed}"
-            )
-            done = out / words[0].removesuffix(".py") / name / "result.json"
-            steps.append(Step([*words, "--seed", str(seed), "--name", name, *shared], done))
-    arms = [
-        "ablation.py",
-        "--all",
-        "--seeds",
-        *map(str, seeds),
-        *weights,
-        "--name",
-        f"study-{kind}",
-        *shared,
-    ]
+            own = ["--seed", str(seed), "--name", f"{name}-seed{seed}", "--resume"]
+            commands.append([*words, *own, *place, *smoke])
+    arms = ["--all", "--seeds", *map(str, seeds), *weights, "--name", f"study-{kind}"]
+    commands.append(["ablation.py", *arms, *place, *smoke])
     # The ablation leaves its best arm's checkpoint there.
-    analysis = [
-        "analyze.py",
-        "--ckpt",
-        "best.pt",
-        *_flags(runtime, "data_dir", "out", "device"),
-    ]
-    return [
-        *steps,
-        Step(arms),
-        Step(analysis),
-        Step(["-m", "common.study.results", str(out), options.target]),
-    ]
+    commands.append(["analyze.py", "--ckpt", "best.pt", *place])
+    commands.append(["-m", "common.study.results", runtime.out, options.target])
+    return commands
 
 
 def _flags(runtime: Runtime, *names: str) -> list[str]:
@@ -113,7 +70,7 @@ def _flags(runtime: Runtime, *names: str) -> list[str]:
     for name in names:
         value = getattr(runtime, name)
         if value != getattr(Runtime(), name):
-            words += [f"--{name.replace('_', '-')}", value]
+            words += [flag_of(name), value]
     return words
 
 
@@ -128,22 +85,6 @@ def run(words: Sequence[str]) -> int:
             process.terminate()
         process.wait()
         raise
-
-
-def attempt(step: Step) -> str | None:
-    """Run a step unless it is finished; what failed, or None.
-
-    Raises:
-        Interrupted: the step was ended by a signal.
-    """
-    if step.done and step.done.is_file():
-        return None
-    text = shlex.join(["python", *step.words()])
-    print(f"\n{text}", flush=True)
-    code = run(step.words())
-    if code in (130, 143):
-        raise Interrupted(code - 128, "by a signal to a step")
-    return f"exit {code}: {text}" if code else None
 
 
 def main() -> int:
@@ -175,11 +116,15 @@ def main() -> int:
                              "keeps apart what comes of them: leave it out")
         runtime = replace(runtime, out=f"{runtime.out}/reproduce-smoke")
         options = replace(options, target=f"{runtime.out}-published")
-    steps = plan(options, runtime, given.seeds or ([0] if runtime.smoke else [0, 1, 2]))
-    if options.list:
-        print("\n".join(shlex.join(["python", *step.command]) for step in steps))
-        return 0
-    failed = [problem for problem in map(attempt, steps) if problem]
+    failed = []
+    for words in plan(options, runtime, given.seeds or ([0] if runtime.smoke else [0, 1, 2])):
+        text = shlex.join(["python", *words])
+        print(text, flush=True)
+        code = 0 if options.list else run(words)
+        if code in (130, 143):
+            raise Interrupted(code - 128, "by a signal to a step")
+        if code:
+            failed.append(f"exit {code}: {text}")
     if failed:
         print("\nfailed:", *failed, sep="\n")
     return 1 if failed else 0

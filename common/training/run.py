@@ -185,33 +185,28 @@ def open_folder(script: str, recipe: Recipe, runtime: Runtime, data: dict[str, s
                 versions: dict[str, Any]) -> Path:
     """The run's folder, which is this process's alone until its end.
 
-    A new folder gets its recipe.json; one that holds a run is refused unless it is resumed.
+    A new folder gets its recipe.json, with --resume too; one that holds a run is refused unless it
+    is resumed.
 
     Args:
         data: split_hash and identity of the data.
 
     Raises:
-        InputError: the folder holds a run and --resume is absent, --resume finds another recipe,
-            other data or nothing, or another process trains there.
+        InputError: the folder holds a run and --resume is absent, --resume finds another recipe or
+            other data, or another process trains there.
     """
     base = Path(runtime.out) / script
     name = runtime.run_name or recipe.name()
-    folder = base / name
-    if runtime.resume:
-        if not (folder / "recipe.json").is_file():
-            raise InputError(f"--resume: {folder} holds no run; leave --resume out, or name the run"
-                             " with --name")
-        _lock(folder)
-        _check_same(folder, asdict(recipe), data)
-        return folder
-
-    number = 1
-    while runtime.smoke and not runtime.name_given and _holds_run(folder):
+    folder, number = base / name, 1
+    while runtime.smoke and not (runtime.name_given or runtime.resume) and _holds_run(folder):
         # A trial run never stands in the way of the next one.
         number += 1
         folder = base / f"{name}-{number}"
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
+    if runtime.resume and (folder / "recipe.json").is_file():
+        _check_same(folder, asdict(recipe), data)
+        return folder
     if _holds_run(folder):
         raise InputError(f"{folder} holds a run already: go on with --resume, or choose a new "
                          "--name")

@@ -130,7 +130,9 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     if resumed:
         run.restore(model)
         print(f"resumed after epoch {len(run.history)}")
-    elif origin == LITE2_ORIGIN:
+    elif runtime.resume:
+        print("nothing to resume: the run begins")
+    if origin == LITE2_ORIGIN and not resumed:
         # Its BatchNorms saw other inputs and other activations than this network's.
         retake_statistics(model, _calibration_batches(splits.train, prepare))
     if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):

@@ -234,13 +234,17 @@ def test_a_run_that_died_before_its_first_epoch_stands_in_no_ones_way(tmp_path):
     assert open_run(tmp_path) == folder and not (folder / "last.pt").exists()
 
 
+def test_resume_begins_where_there_is_nothing(tmp_path):
+    folder = open_run(tmp_path, resume=True, run_name="new")
+    assert (folder / "recipe.json").is_file()
+    assert open_run(tmp_path, resume=True, run_name="new") == folder
+
+
 def test_resume_names_what_changed(tmp_path):
     open_run(tmp_path)
     other = Recipe(model="improved_cnn", epochs=1, batch_size=50, lr=0.5)
     with pytest.raises(InputError, match=r"lr: 0.001 -> 0.5"):
         open_run(tmp_path, other, resume=True, run_name=RECIPE.name())
-    with pytest.raises(InputError, match="holds no run"):
-        open_run(tmp_path, resume=True, run_name="absent")
     for key in HASHES:
         with pytest.raises(InputError, match="images are not those it was trained on"):
             open_run(tmp_path, data=HASHES | {key: "other"}, resume=True)
