@@ -116,7 +116,8 @@ def share(jobs: list[Job], shard: str | None) -> list[Job]:
 def train(recipe: Recipe, runtime: Runtime, folder: Path) -> None:
     """Train in `folder`, or go on with what is there."""
     study = folder.parent
-    own = replace(runtime, run_name=folder.name, resume=True, smoke=False)
+    begun = (folder / "recipe.json").exists()
+    own = replace(runtime, run_name=folder.name, resume=begun, smoke=False)
     train_effnet.train(recipe, own, script=f"{study.parent.name}/{study.name}", publish=False)
 
 

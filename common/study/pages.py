@@ -16,7 +16,6 @@ from common.study.tables import markdown
 from common.words import duration, number, percent
 
 Content = dict[str, Any]
-UNMEASURED = "not measured"
 HEADS = (
     "run", "weights", "first study %", "test top-1 %", "val %", "epochs", "training", "wall-clock",
     "images/s", "hardware", "command",
@@ -97,39 +96,44 @@ SPEED = """<details><summary>{name}: {hardware}, torch {torch}, commit {git_comm
 """
 
 
-def line(row: Row, runs: Sequence[Found]) -> list[str]:
-    """The cells of one line; accuracies and times are means over seeds, with the standard
+def line(row: Row, runs: Sequence[Found]) -> dict[str, str]:
+    """Head → cell of one line; accuracies and times are means over seeds, with the standard
     deviation where there are several."""
-    command = f"`python {row.command}`"
-    if not runs:
-        start = STARTS[row.starts[0]] if len(row.starts) == 1 else "pretrained"
-        return [row.title, start, row.report, UNMEASURED, *[""] * 6, command]
     one, result = runs[0], runs[0].result
     settings = [f"{key} {value}" for key, value in row.changes(one.recipe).items()]
-    reported = "–" if one.recipe["train_limit"] else row.report  # the first study saw all images
-    # The wall-clock of a resumed run is that of its last process alone.
-    resumed = any(run.result.get("resumed") for run in runs)
-    epochs = sorted({len(run.history) for run in runs})
     versions = result["versions"]
     machine = [versions["hardware"], f"torch {versions['torch']}", versions.get("precision")]
-    return [
-        ", ".join([row.title, *settings]),
-        one.weights,
-        reported,
-        _spread([run.result["test_top1"] for run in runs]),
-        _spread([run.result["val_top1"] for run in runs]),
-        " to ".join(map(str, epochs)),
-        duration(_mean([run.result["train_seconds"] for run in runs])),
-        "–" if resumed else duration(_mean([run.result["wall_seconds"] for run in runs])),
-        number(_mean([run.rate for run in runs]), 0),
-        ", ".join(filter(None, machine)),
-        command,
-    ]
+
+    def mean(key: str) -> float:
+        return sum(run.result[key] for run in runs) / len(runs)
+
+    # The wall-clock of a resumed run is that of its last process alone.
+    resumed = any(run.result.get("resumed") for run in runs)
+    return {
+        "run": ", ".join([row.title, *settings]),
+        "weights": one.weights,
+        # The first study saw all images.
+        "first study %": "–" if one.recipe["train_limit"] else row.report,
+        "test top-1 %": _spread([run.result["test_top1"] for run in runs]),
+        "val %": _spread([run.result["val_top1"] for run in runs]),
+        "epochs": " to ".join(sorted({str(len(run.history)) for run in runs}, key=int)),
+        "training": duration(mean("train_seconds")),
+        "wall-clock": "–" if resumed else duration(mean("wall_seconds")),
+        "images/s": number(sum(run.rate for run in runs) / len(runs), 0),
+        "hardware": ", ".join(filter(None, machine)),
+        "command": f"`python {row.command}`",
+    }
 
 
-def _mean(values: Sequence[float]) -> float:
-    """The mean."""
-    return sum(values) / len(values)
+def unmeasured(row: Row) -> dict[str, str]:
+    """The line of a row that no run fills."""
+    return {
+        "run": row.title,
+        "weights": STARTS[row.starts[0]] if len(row.starts) == 1 else "pretrained",
+        "first study %": row.report,
+        "test top-1 %": "not measured",
+        "command": f"`python {row.command}`",
+    }
 
 
 def _spread(shares: Sequence[float]) -> str:
@@ -139,18 +143,28 @@ def _spread(shares: Sequence[float]) -> str:
     return number(found.mean) + spread
 
 
-def table(found: Sequence[Found], asked: bool = True, heads: Sequence[str] = HEADS) -> str:
-    """What each row's command gives (`asked`), also where nothing was measured, or a line
-    for each other setting."""
-    lines = []
+def results(found: Sequence[Found], heads: Sequence[str] = HEADS) -> tuple[str, str]:
+    """Two tables: a line for each row, and one for each other setting that was run.
+
+    A row shows the runs of its own command; where there are none, those on all training images
+    that differ least from it, with their settings.
+    """
+    asked, other = [], []
     for row in ROWS:
-        mine = [
-            run for run in found if run.row is row and asked != bool(row.changes(run.recipe))
-        ]
-        unmeasured = [line(row, [])] if asked and "FILE" not in row.command else []
-        lines += [line(row, runs) for runs in groups(mine)] or unmeasured
-    shown = [HEADS.index(head) for head in heads]
-    return markdown([heads, *([cells[at] for at in shown] for cells in lines)])
+        mine = groups([run for run in found if run.row is row])
+        mine.sort(key=lambda runs: len(row.changes(runs[0].recipe)))
+        whole = [runs for runs in mine if not runs[0].recipe["train_limit"]]
+        own = [runs for runs in mine if not row.changes(runs[0].recipe)] or whole[:1]
+        asked += [line(row, runs) for runs in own]
+        if not own and "FILE" not in row.command:
+            asked.append(unmeasured(row))
+        other += [line(row, runs) for runs in mine if runs not in own]
+    return _table(asked, heads), _table(other, heads)
+
+
+def _table(lines: Sequence[dict[str, str]], heads: Sequence[str]) -> str:
+    """Lines as Markdown; a cell that a line lacks is empty."""
+    return markdown([heads, *([line.get(head, "") for head in heads] for line in lines)])
 
 
 def tuning(found: Sequence[Found]) -> str:
@@ -164,7 +178,7 @@ def tuning(found: Sequence[Found]) -> str:
     for runs in groups(found):
         val = [run.result["val_top1"] for run in runs]
         settings = [str(runs[0].recipe[key]) for key in varied]
-        tried.append((_mean(val), [*settings, _spread(val)]))
+        tried.append((sum(val) / len(val), [*settings, _spread(val)]))
     return markdown([[*varied, "val %"], *(cells for _, cells in sorted(tried, reverse=True))])
 
 
@@ -211,10 +225,11 @@ def listed(sentences: Sequence[str]) -> str:
 
 def readme(target: Path) -> dict[str, str]:
     """Caption → tables and findings that README.md shows."""
-    found, whole = find(target), whole_ablation(target)
+    whole = whole_ablation(target)
+    asked, other = results(find(target), SHORT)
     return {
-        "Results": table(found, heads=SHORT),
-        "With other settings": table(found, asked=False, heads=SHORT),
+        "Results": asked,
+        "With other settings": other,
         "Ablation": markdown(ablation.grid(whole) if whole else []),
         "Findings": listed(said(target)),
     }
@@ -223,6 +238,7 @@ def readme(target: Path) -> dict[str, str]:
 def overview(target: Path) -> str:
     """`target`/README.md: contents, findings, tables, and what each run and the bench say."""
     found = find(target)
+    asked, other = results(found)
     # What no file of a run knows: the state of the data, who shared the machine.
     note = target / "about.md"
     parts = {"analysis": "", "ablation": "", "runs": "", "speed": ""}
@@ -246,8 +262,8 @@ def overview(target: Path) -> str:
     return PAGE.format(
         about=note.read_text() if note.is_file() else "",
         findings=listed(said(target)),
-        results=table(found),
-        other=table(found, asked=False),
+        results=asked,
+        other=other,
         tuning=tuning(find(target / "tuning")),
         **parts,
     )

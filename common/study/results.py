@@ -4,9 +4,9 @@
     python -m common.study.results docs/results docs/results  # writes the pages anew
     python -m common.study.results runs docs/results --tuning RUNS  # and how defaults were chosen
 
-A row holds the runs that its command gives, one per seed; a run with other settings gets a
-line of its own that shows them. What has not been run stands in the table as "not
-measured". Runs on drawn images are left out, and so are figures that show images of the
+A row holds the runs that its command gives, one per seed, or where there are none the nearest
+on all training images, with its settings; other settings get a table of their own. What has not
+been run stands in the table as "not measured". Runs on drawn images are left out, and so are figures that show images of the
 data set: the right to publish those is not ours to give.
 """
 import argparse

@@ -47,7 +47,8 @@ def write_run(root: Path, script: str, recipe, test: float, name: str, **more) -
 
 def lines(root: Path, title: str, asked: bool = True) -> list[str]:
     """The table's lines of a row, without the padding."""
-    text = re.sub(" +", " ", pages.table(find(root), asked))
+    asked_for, other = pages.results(find(root))
+    text = re.sub(" +", " ", asked_for if asked else other)
     return [line for line in text.splitlines() if line.startswith(f"| {title}")]
 
 
@@ -65,7 +66,7 @@ def test_seeds_share_a_line_and_gaps_are_named(tmp_path):
     )
     assert "| 1,234 |" in line and "99" not in line  # not the head epoch's 5,000
     shown = [row for row in ROWS if "FILE" not in row.command]
-    assert pages.table(find(tmp_path)).count("not measured") == len(shown) - 1
+    assert pages.results(find(tmp_path))[0].count("not measured") == len(shown) - 1
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
@@ -78,9 +79,16 @@ def test_other_settings_get_a_line_of_their_own_that_shows_them(tmp_path):
     write_run(tmp_path, "train_baseline", recipe, 0.40, "quick")
     small = replace(train_effnet.SCRATCH, resize=2, train_limit=4500)
     write_run(tmp_path, "train_effnet", small, 0.31, "small")
-    assert "not measured" in lines(tmp_path, "SimpleCNN")[0]
-    (line,) = lines(tmp_path, "SimpleCNN", asked=False)
+    write_run(tmp_path, "train_baseline", replace(recipe, batch_size=32), 0.45, "further")
+    # Where the command itself was not run, the nearest run on all images stands for it.
+    (line,) = lines(tmp_path, "SimpleCNN")
     assert "SimpleCNN, epochs 2, lr 0.5, momentum 0.5 |" in line and "| val 73.30 |" in line
+    (line,) = lines(tmp_path, "SimpleCNN", asked=False)
+    assert "SimpleCNN, epochs 2, batch_size 32, lr 0.5, momentum 0.5 |" in line
+    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "asked")
+    assert "| 73.00 |" in lines(tmp_path, "SimpleCNN")[0]
+    assert len(lines(tmp_path, "SimpleCNN", asked=False)) == 2
+    assert "not measured" in lines(tmp_path, "EfficientNet-B2, 64 px, from scratch")[0]
     (line,) = lines(tmp_path, "EfficientNet-B2, 64 px, from scratch", asked=False)
     # The first study saw all images.
     assert "train_limit 4500 | random weights | – | 31.00 |" in line
@@ -151,7 +159,7 @@ def test_a_foreign_file_of_a_run_is_one_line_that_names_it(name, tmp_path):
     write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a")
     (tmp_path / "train_baseline/a" / name).write_text("{}")
     with pytest.raises(InputError, match=f"a/{name} lacks "):
-        pages.table(find(tmp_path))
+        pages.results(find(tmp_path))
 
 
 def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
