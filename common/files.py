@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from common.errors import InputError, reason
 
+Json = dict[str, Any]  # an object of a JSON file, or what a checkpoint holds
 # Files whose publishers put the first digits of the sha256 into the name.
 PUBLISHED = ("efficientnet-b2-8bb594d6.pth", "efficientnet-lite2-9656183e.pth",
              "resnet18-f37072fd.pth")
@@ -62,7 +63,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+def read_json(path: Path, keys: Iterable[str] = ()) -> Json:
     """The object in a JSON file, which has at least `keys`.
 
     Raises:
@@ -76,7 +77,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
     return _with_keys(path, value, keys)
 
 
-def _with_keys(path: Path, value: Any, keys: Iterable[str]) -> dict[str, Any]:
+def _with_keys(path: Path, value: Any, keys: Iterable[str]) -> Json:
     """`value`, which must be a dictionary with at least `keys`."""
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not a checkpoint or a run's "
@@ -110,7 +111,7 @@ def check_named_digest(path: Path) -> None:
                          "fetch it again")
 
 
-def write_checkpoint(path: Path, value: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, value: Json) -> None:
     """Save with `torch.save`, atomically; a reader or a crash sees the old file or the new one,
     never half."""
     import torch
@@ -121,7 +122,7 @@ def write_checkpoint(path: Path, value: dict[str, Any]) -> None:
         file.write(content.getbuffer())
 
 
-def read_checkpoint(path: Path, keys: Iterable[str] = ()) -> dict[str, Any]:
+def read_checkpoint(path: Path, keys: Iterable[str] = ()) -> Json:
     """The dictionary in a checkpoint, on the CPU, its integrity checked and nothing in it executed.
 
     Checks every CRC of the zip container (a flipped byte in a tensor would load silently) and

@@ -1,6 +1,5 @@
 """How a program ends: exit codes, one line for each failure, signals, pipes and encodings."""
 import shlex
-import signal
 import subprocess
 import sys
 from collections.abc import Callable

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from common.analysis.gradcam import eval_fp32, grad_cam
 from common.analysis.inputs import Subject
 from common.analysis.scores import interval
+from common.files import Json
 from common.training.fit import predict
 from common.words import duration
 
@@ -57,7 +58,7 @@ def faithfulness(
     targets: Tensor,
     generator: torch.Generator,
     groups: Mapping[str, Tensor],
-) -> dict[str, Any]:
+) -> Json:
     """Deletion and insertion curves of Grad-CAM, of random maps and of the centre prior.
 
     Args:
@@ -101,7 +102,7 @@ def faithfulness(
     }
 
 
-def _by_way(summary: Callable[[Tensor], Any], values: Tensor) -> dict[str, Any]:
+def _by_way(summary: Callable[[Tensor], Any], values: Tensor) -> Json:
     """A summary of the deletion half and one of the insertion half of (2, …) values."""
     return {"deletion": summary(values[0]), "insertion": summary(values[1])}
 
@@ -112,7 +113,7 @@ def _band(curves: Tensor) -> dict[str, list]:
     return {key: [point[key] for point in points] for key in ("mean", "low", "high")}
 
 
-def heat_below(maps: Tensor) -> dict[str, Any]:
+def heat_below(maps: Tensor) -> Json:
     """Interval of the share of heat in the lower half of (N, H, W) maps, over those with any."""
     lit = maps[maps.amax((1, 2)) > 0]
     lower = lit[:, lit.shape[1] // 2 :]

@@ -3,10 +3,9 @@
 `result` is the content of analysis.json; each figure takes its file's name from its subject.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,10 +13,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from common.analysis.scores import best_and_worst
+from common.files import Json
 from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure, short
 from common.words import percent
 
-Result = Mapping[str, Any]
 Strip = tuple[
     Sequence[np.ndarray], Sequence[str], str
 ]  # pictures, words above each, words below
@@ -42,7 +41,7 @@ HEAT_NOTE = (
 
 @contextmanager
 def _figure(
-    result: Result,
+    result: Json,
     folder: Path,
     name: str,
     what: str,
@@ -55,7 +54,7 @@ def _figure(
         yield figure
 
 
-def confusion(result: Result, folder: Path) -> None:
+def confusion(result: Json, folder: Path) -> None:
     """Saves the confusion matrix, rows true: counts, and the percent of the row beneath.
 
     Beyond 20 classes it shows the 20 that take part in the most errors.
@@ -88,7 +87,7 @@ def confusion(result: Result, folder: Path) -> None:
         axes.spines[:].set_visible(False)
 
 
-def reliability(result: Result, folder: Path) -> None:
+def reliability(result: Json, folder: Path) -> None:
     """Saves the reliability diagram over the counts of its bins."""
     table = result["calibration"]
     used = np.flatnonzero(table["count"])
@@ -121,7 +120,7 @@ def reliability(result: Result, folder: Path) -> None:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
 
-def class_bars(result: Result, folder: Path) -> None:
+def class_bars(result: Json, folder: Path) -> None:
     """Saves recall of classes as bars with 95 % intervals, precision as a mark; best on top."""
     rows = best_and_worst(result["per_class"])
     at = np.arange(len(rows))
@@ -150,7 +149,7 @@ def class_bars(result: Result, folder: Path) -> None:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
 
-def faithfulness(result: Result, folder: Path) -> None:
+def faithfulness(result: Json, folder: Path) -> None:
     """Saves deletion and insertion curves of every kind of map with their 95 % intervals."""
     test = result["faithfulness"]
     percents = 100 * np.array(test["fraction"])
@@ -176,7 +175,7 @@ def faithfulness(result: Result, folder: Path) -> None:
 
 
 def cases(
-    result: Result,
+    result: Json,
     folder: Path,
     figure: str,
     images: np.ndarray,

@@ -4,12 +4,11 @@ Each finding is a plain sentence with its statistics in brackets. Better, worse,
 need a 95 % interval wholly on one side.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from common.files import Json
 from common.words import count, number, percent
 
-Result = Mapping[str, Any]
 Claim = tuple[str, str, str]  # the claim, confirmed | refuted | open, the numbers
 CONTROLS = {"random": "chance", "centre": "the image's centre"}
 JUDGED = {
@@ -21,7 +20,7 @@ JUDGED = {
 }
 
 
-def findings(result: Result) -> list[str]:
+def findings(result: Json) -> list[str]:
     """Sentences on accuracy, classes, confusions, confidence, and what the heat maps are worth."""
     words = [_accuracy(result)]
     if result["errors"]:
@@ -29,7 +28,7 @@ def findings(result: Result) -> list[str]:
     return [*words, _confidence(result["calibration"]), _faithful(result["faithfulness"])]
 
 
-def _accuracy(result: Result) -> str:
+def _accuracy(result: Json) -> str:
     """How many images are named rightly; balanced accuracy too where classes are uneven."""
     low, high = map(percent, result["interval_95"])
     kind = f"synthetic {result['split']}" if result["synthetic"] else result["split"]
@@ -45,13 +44,13 @@ def _accuracy(result: Result) -> str:
     return words
 
 
-def is_uneven(result: Result) -> bool:
+def is_uneven(result: Json) -> bool:
     """Whether one class has half as many images again as another."""
     sizes = [row["support"] for row in result["per_class"]]
     return max(sizes) > 1.5 * min(sizes)
 
 
-def _classes(result: Result) -> str:
+def _classes(result: Json) -> str:
     """The classes found best and worst."""
     rows = [row for row in result["per_class"] if row["support"]]
     rows.sort(key=lambda row: -row["recall"])
@@ -59,14 +58,14 @@ def _classes(result: Result) -> str:
     return f"Found best: {', '.join(named[:2])}; least often: {', '.join(named[:-3:-1])}."
 
 
-def _confusions(result: Result) -> str:
+def _confusions(result: Json) -> str:
     """The pairs that are confused most."""
     pairs = result["most_confused_pairs"][:3]
     named = [f"{' and '.join(pair['classes'])} ({pair['images']:,})" for pair in pairs]
     return f"Most confused: {', '.join(named)}."
 
 
-def _confidence(table: Result) -> str:
+def _confidence(table: Json) -> str:
     """Whether it is as sure as it is right."""
     gap = table["overconfidence"]
     sure = ("as sure as", "surer than", "less sure than")[_side(gap)]
@@ -76,7 +75,7 @@ def _confidence(table: Result) -> str:
     )
 
 
-def _faithful(test: Result) -> str:
+def _faithful(test: Json) -> str:
     """Whether heat maps show what decides, against each control."""
     by = test["differences"]["all"]
     shows = sum(_sides(by["random"])) > 0
@@ -86,12 +85,12 @@ def _faithful(test: Result) -> str:
     return f"The heat maps {opening}: {', '.join(judged)} ({images}; {_areas(by)})."
 
 
-def _sides(by: Result) -> tuple[int, int]:
+def _sides(by: Json) -> tuple[int, int]:
     """For deletion and insertion: 1 where Grad-CAM beats the control, -1 where it is beaten."""
     return -_side(by["deletion"]), _side(by["insertion"])
 
 
-def _areas(by: Result) -> str:
+def _areas(by: Json) -> str:
     """Differences of areas to both controls with their intervals."""
     return "; ".join(
         f"areas against {name}: deletion {span(by[key]['deletion'])}, "
@@ -100,7 +99,7 @@ def _areas(by: Result) -> str:
     )
 
 
-def claims(result: Result) -> list[Claim]:
+def claims(result: Json) -> list[Claim]:
     """(claim of the first report, confirmed | refuted | open, the numbers).
 
     Only for CIFAR-10's whole test set, of which the first report spoke. Confirmed and refuted need
@@ -113,7 +112,7 @@ def claims(result: Result) -> list[Claim]:
     return [_vehicles(result), _cat_and_dog(result), _birds(result), _planes(result)]
 
 
-def _vehicles(result: Result) -> Claim:
+def _vehicles(result: Json) -> Claim:
     """Cars and trucks above 97 %: the worse of the two decides."""
     rows = [row for row in result["per_class"] if row["class"] in ("automobile", "truck")]
     lows, highs = zip(*(row["recall_interval_95"] for row in rows))
@@ -123,7 +122,7 @@ def _vehicles(result: Result) -> Claim:
     return claim, _verdict([side]), f"Recall: {shown}."
 
 
-def _cat_and_dog(result: Result) -> Claim:
+def _cat_and_dog(result: Json) -> Claim:
     """Cat and dog the main confusion: two counts differ where they lie 1.96 deviations apart."""
     pairs = {
         frozenset(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]
@@ -139,7 +138,7 @@ def _cat_and_dog(result: Result) -> Claim:
     return "Cat and dog are the main confusion", _verdict([side]), numbers
 
 
-def _birds(result: Result) -> Claim:
+def _birds(result: Json) -> Claim:
     """A bird's heat on its body, tested by what removing it does."""
     by = result["faithfulness"]["differences"]["bird"]
     numbers = (
@@ -155,7 +154,7 @@ def _birds(result: Result) -> Claim:
     )
 
 
-def _planes(result: Result) -> Claim:
+def _planes(result: Json) -> Claim:
     """A plane taken for a ship because of the lower half of the image."""
     below = result["planes_as_ships"]["heat_below"]["predicted"]
     mean, low, high = (percent(below[key], 1) for key in ("mean", "low", "high"))
@@ -174,7 +173,7 @@ def _verdict(sides: Sequence[int]) -> str:
     return "refuted" if min(sides) < 0 >= max(sides) else "open"
 
 
-def _side(found: Result, zero: float = 0.0) -> int:
+def _side(found: Json, zero: float = 0.0) -> int:
     """1 or -1 where the whole interval lies above or below `zero`, else 0.
 
     Its ends count as they are shown, with three decimals: one shown as `zero` is no side.
@@ -185,7 +184,7 @@ def _side(found: Result, zero: float = 0.0) -> int:
     return (low > zero) - (high < zero)
 
 
-def span(found: Result, digits: int = 3, scale: float = 1) -> str:
+def span(found: Json, digits: int = 3, scale: float = 1) -> str:
     """A mean and the ends of its interval; dashes where one image has none."""
     shown = []
     for end in (found["mean"], found["low"], found["high"]):

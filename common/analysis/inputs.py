@@ -1,9 +1,7 @@
 """What an analysis starts from: a checkpoint, its data, a layer, a folder."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,7 +12,7 @@ from common.data.augment import Augmentation, Preprocess
 from common.data.sources import CLASSES, load_splits
 from common.data.splits import Split, Splits
 from common.errors import InputError
-from common.files import read_json, write_json
+from common.files import Json, read_json, write_json
 from common.training.run import load_model
 
 
@@ -25,7 +23,7 @@ class Subject:
     path: Path
     run: str  # name of the training run
     model: nn.Module
-    card: Mapping[str, Any]
+    card: Json
     recipe: Recipe
     classes: tuple[str, ...]
     input_size: int  # pixels a side, as the network sees images
@@ -36,7 +34,7 @@ class Subject:
     def __str__(self) -> str:
         return f"{self.path}: {self.recipe.model} of run {self.run}"
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Json:
         """What analysis.json keeps of the checkpoint."""
         kept = {key: self.card.get(key) for key in ("source", "metrics", "recipe")}
         return {"file": str(self.path), "run": self.run, "model": self.recipe.model, **kept}
@@ -155,7 +153,7 @@ def pick_split(
     return split
 
 
-def open_folder(runtime: Runtime, name: str, request: Mapping[str, Any]) -> Path:
+def open_folder(runtime: Runtime, name: str, request: Json) -> Path:
     """A folder for this analysis: new, empty, or holding the same analysis, which is written anew.
 
     Args:
@@ -176,7 +174,7 @@ def open_folder(runtime: Runtime, name: str, request: Mapping[str, Any]) -> Path
     return folder
 
 
-def _holds(folder: Path, request: Mapping[str, Any]) -> bool:
+def _holds(folder: Path, request: Json) -> bool:
     """Whether a folder's analysis is the one requested."""
     try:
         return read_json(folder / "request.json") == request

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from common.analysis.findings import claims, findings
-from common.analysis.scores import Row, best_and_worst
-from common.files import read_json, write_text
+from common.analysis.scores import best_and_worst
+from common.files import Json, read_json, write_text
 from common.words import number, percent
 
 HERE = Path(__file__).parent
@@ -78,7 +78,7 @@ def write_page(path: Path, title: str, body: str) -> Path:
     return path
 
 
-def _class_cells(row: Row) -> Iterable[str]:
+def _class_cells(row: Json) -> Iterable[str]:
     """A class in its table."""
     recall = percent(row["recall"], 1)
     precision = percent(row["precision"], 1)

@@ -1,15 +1,14 @@
 """What a checkpoint's logits say, as plain numbers: the content of analysis.json."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.data.splits import Split
-from common.files import write_csv
+from common.files import Json, write_csv
 from common.metrics import (
     brier,
     calibration,
@@ -22,12 +21,11 @@ from common.metrics import (
 )
 from common.plots import MAX_CLASSES
 
-Row = Mapping[str, Any]
 PLANE_AS_SHIP = ("airplane", "ship")
 CLASS_COLUMNS = ("class", "precision", "recall", "f1", "support")
 
 
-def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Json:
     """Accuracy, confusions and calibration of logits (N, K); fractions, nats and images."""
     preds = logits.argmax(1)
     hits = preds == labels
@@ -56,7 +54,7 @@ def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, 
     }
 
 
-def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]]:
+def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[Json]:
     """Scores of every class of a (K, K) confusion matrix; None where 0 would be divided by 0."""
     supports = confusion.sum(1).tolist()
     named = confusion.sum(0).tolist()
@@ -76,7 +74,7 @@ def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[dict[str, Any]
     return rows
 
 
-def _calibration(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+def _calibration(logits: Tensor, labels: Tensor) -> Json:
     """The reliability table: 5 bins for a few images, up to 15 where each holds 40 on average."""
     bins = max(5, min(15, len(labels) // 40))
     table = calibration(logits, labels, bins)
@@ -111,7 +109,7 @@ def interval(values: Tensor) -> dict[str, float | int | None]:
 
 def predictions(
     logits: Tensor, split: Split, classes: Sequence[str]
-) -> list[dict[str, Any]]:
+) -> list[Json]:
     """One row an image: file, classes, confidence, loss in nats, the second class and its own."""
     top = logits.double().softmax(1).topk(2)
     losses = F.cross_entropy(logits.double(), split.labels, reduction="none")
@@ -130,7 +128,7 @@ def predictions(
 
 
 def examples(
-    rows: Sequence[Row], order: Sequence[int], confusions: Sequence[Row], errors: int
+    rows: Sequence[Json], order: Sequence[int], confusions: Sequence[Json], errors: int
 ) -> dict[str, list[int]]:
     """Positions of the images to show, by figure.
 
@@ -156,14 +154,14 @@ def examples(
     }
 
 
-def best_and_worst(rows: Sequence[Row]) -> list[Row]:
+def best_and_worst(rows: Sequence[Json]) -> list[Json]:
     """Classes with images, the highest recall first; of more than 40 the 20 best and 20 worst."""
     seen = [row for row in rows if row["support"]]
     seen.sort(key=lambda row: -row["recall"])
     return seen[:MAX_CLASSES] + seen[MAX_CLASSES:][-MAX_CLASSES:]
 
 
-def write_tables(folder: Path, result: Mapping[str, Any], rows: Sequence[Row]) -> None:
+def write_tables(folder: Path, result: Json, rows: Sequence[Json]) -> None:
     """predictions.csv, confusion.csv (rows true) and per_class.csv."""
     write_csv(folder / "predictions.csv", rows[0], (row.values() for row in rows))
     each = ([row[key] for key in CLASS_COLUMNS] for row in result["per_class"])

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from common.errors import InputError
+from common.files import Json
 from common.models.cnn import ImprovedCNN, SimpleCNN
 from common.models.efficientnet import PADDING_IMAGE_SIZE, efficientnet_b2
 from common.models.se_resnet import SEResNet18
@@ -53,7 +54,7 @@ def build(name: str, num_classes: int = 10, *, input_size: int = 32, stem: str =
     return model
 
 
-def architecture(name: str, **arguments: Any) -> dict[str, Any]:
+def architecture(name: str, **arguments: Any) -> Json:
     """What a checkpoint stores: the name and every argument of `build`, defaults included.
 
     `build(**architecture(...))` gives the same network.

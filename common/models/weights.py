@@ -6,14 +6,13 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 
 import torch
 from efficientnet_pytorch import EfficientNet
 from torch import nn
 
 from common.errors import InputError, reason
-from common.files import check_named_digest, read_checkpoint
+from common.files import Json, check_named_digest, read_checkpoint
 from common.models.build import HEADS, in_eval_mode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -71,7 +70,7 @@ def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = 
     return origin, f"weights: {file.name} ({origin}{stays})"
 
 
-def _unpack(content: dict[str, Any], name: str,
+def _unpack(content: Json, name: str,
             file_name: str) -> tuple[dict[str, torch.Tensor], str, tuple[str, ...]]:
     """(state dict, origin, class names where known) of a checkpoint or of a bare state dict.
 

@@ -2,10 +2,9 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.config import Runtime
-from common.files import read_json, write_csv, write_json, write_text
+from common.files import Json, read_json, write_csv, write_json, write_text
 from common.metrics import t_interval
 from common.study import figures, tables
 from common.study.cost import measure
@@ -13,7 +12,6 @@ from common.training.run import load_model
 from common.training.runtime import amp_dtype, pick_device
 from common.words import count, number
 
-Table = dict[str, Any]
 REPORT_TOP1 = {
     "EfficientNetB2_Pretrained": 0.9381,
     "EfficientNetB2_NoPretrain": 0.8374,
@@ -73,8 +71,8 @@ def mcnemar_exact(b: int, c: int) -> float:
 
 
 def collect(
-    study: Path, arms: Sequence[str], seeds: Sequence[int], control: str, recipe: Table
-) -> Table:
+    study: Path, arms: Sequence[str], seeds: Sequence[int], control: str, recipe: Json
+) -> Json:
     """The table of all finished runs `<study>/<arm>-seed<seed>`, ready for JSON; accuracies
     are fractions.
 
@@ -84,7 +82,7 @@ def collect(
     Args:
         recipe: every field of the control's.
     """
-    results: Table = {}  # arm → seed → content of result.json
+    results: Json = {}  # arm → seed → content of result.json
     gaps = {}
     for arm in arms:
         for seed in seeds:
@@ -115,7 +113,7 @@ def collect(
     }
 
 
-def _row(study: Path, arm: str, control: str, results: Table) -> Table:
+def _row(study: Path, arm: str, control: str, results: Json) -> Json:
     """One arm's line of the table."""
     runs, base = results[arm], results.get(control, {})
     top1 = {seed: run["test_top1"] for seed, run in runs.items()}
@@ -135,7 +133,7 @@ def _row(study: Path, arm: str, control: str, results: Table) -> Table:
     return row
 
 
-def _interval(names: Sequence[str], values: Sequence[float]) -> Table:
+def _interval(names: Sequence[str], values: Sequence[float]) -> Json:
     """Mean, standard deviation and the interval's ends under `names`; None for what too few
     values cannot give."""
     found = t_interval(values) if values else [math.nan] * 4
@@ -156,7 +154,7 @@ def _only_right(*folders: Path) -> list[int] | None:
     return [len(first - second), len(second - first)]
 
 
-def conclusions(table: Table) -> list[str]:
+def conclusions(table: Json) -> list[str]:
     """What the numbers of this table say, and no more; an effect needs an interval that
     leaves out 0."""
     words = []
@@ -171,7 +169,7 @@ def conclusions(table: Table) -> list[str]:
     return [*words, *(f"{name}: {why}" for name, why in table["gaps"].items())]
 
 
-def _effect(row: Table) -> str:
+def _effect(row: Json) -> str:
     """One arm's difference to the control, and what it shows."""
     points = f"{_points(row['delta'])} points against the control"
     if row["delta_low"] is not None:
@@ -194,7 +192,7 @@ def _effect(row: Table) -> str:
     )
 
 
-def _report(row: Table) -> str:
+def _report(row: Json) -> str:
     """The first study's difference in brackets, where there is one to compare with."""
     if row["report_delta"] is None:
         return ""
@@ -206,14 +204,14 @@ def _points(share: float) -> str:
     return number(share * 100, 2, "+")
 
 
-def learned(table: Table) -> bool:
+def learned(table: Json) -> bool:
     """Whether some arm is right at least half as often again as guessing is: below that a
     chart shows noise."""
     best = max((row["top1"] for row in table["rows"]), default=0)
     return best * len(table["class_names"] or REPORT_TOP1) > 1.5
 
 
-def grid(table: Table) -> list[list[str]]:
+def grid(table: Json) -> list[list[str]]:
     """Header and rows as text cells, without the columns that no arm fills."""
     rows = table["rows"]
     shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
@@ -228,7 +226,7 @@ def _cell(value: float | None, factor: int, digits: int, sign: str) -> str:
     return "–" if value is None else number(value * factor, digits, sign)
 
 
-def markdown(table: Table) -> str:
+def markdown(table: Json) -> str:
     """The table, how it was measured, and its conclusions, as Markdown that a terminal
     shows as well."""
     versions = table["versions"] or {}
@@ -241,7 +239,7 @@ def markdown(table: Table) -> str:
     return f"{about}\n\n{tables.markdown(grid(table))}\n{METHOD}\n\n{said}\n"
 
 
-def write(table: Table, study: Path) -> None:
+def write(table: Json, study: Path) -> None:
     """ablation.json, .csv and .md in the study's folder, and .png where an arm has learned
     something."""
     write_json(study / "ablation.json", {**table, "conclusions": conclusions(table)})

@@ -16,10 +16,10 @@ import argparse
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from common.config import Parser, Runtime, add_flags, collect, option
 from common.errors import run_script
+from common.files import Json
 
 MODELS = ("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
 PARTS = ("rates", "profile")
@@ -92,7 +92,7 @@ def main() -> None:
 
     device = set_up(runtime, seed=0)
     env = environment(device)
-    report: dict[str, Any] = {"environment": env, "results": [], "profiles": []}
+    report: Json = {"environment": env, "results": [], "profiles": []}
     print(f"{env['hardware']}, torch {env['torch']}")
     turns, seconds = (2, 1.0) if options.quick else (5, 4.0)
     sizes = given.batch_sizes or ([125, 500, 1000] if device.type == "cuda" else [125])

@@ -28,7 +28,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-Costs = dict[str, Any]
+from common.files import Json
+
 MEMORY_METHOD = {
     "cpu": "live tensor bytes counted at each operation, without kernel scratch space",
     "cuda": "allocator peak above what was held before, cache emptied and workspaces made first",
@@ -70,7 +71,7 @@ class LiveBytes(TorchDispatchMode):
         return made
 
 
-def peak_memory(name: str, prepare: Callable, work: Callable, device: torch.device) -> Costs:
+def peak_memory(name: str, prepare: Callable, work: Callable, device: torch.device) -> Json:
     """Peak megabytes (10^6) of `work(*prepare())`: `<name>_memory_mb` allocated, and on
     CUDA `<name>_reserved_mb`.
 
@@ -100,7 +101,7 @@ def peak_memory(name: str, prepare: Callable, work: Callable, device: torch.devi
 
 def latency(
     name: str, forward: Callable[[], Any], device: torch.device, samples: int, seconds: float
-) -> Costs:
+) -> Json:
     """Milliseconds of `forward()`: the median as `latency_ms_<name>`, and its 90th and 99th
     percentile.
 
@@ -135,7 +136,7 @@ def measure(
     device: torch.device,
     amp: torch.dtype | None = None,
     quick: bool = False,
-) -> Costs:
+) -> Json:
     """The costs of a classifier, ready for JSON: megabytes and milliseconds, see
     `peak_memory` and `latency`.
 
@@ -171,7 +172,7 @@ def measure(
         optimizer.step()
 
     infer = torch.inference_mode()(forward)
-    costs: Costs = {"batch_n": batch_size, "memory_method": MEMORY_METHOD[device.type]}
+    costs: Json = {"batch_n": batch_size, "memory_method": MEMORY_METHOD[device.type]}
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         costs |= peak_memory("train", partial(prepare, batch_size, True), train, device)
         costs |= peak_memory("inference", partial(prepare, batch_size, False), infer, device)

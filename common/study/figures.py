@@ -1,12 +1,13 @@
 """Figures of the whole study."""
 import re
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matplotlib.ticker import MultipleLocator
 
+from common.files import Json
 from common.plots import ACCENT, MUTED, TRAIN, VAL, new_figure
 from common.study.found import Found, groups
 from common.study.rows import ROWS
@@ -20,7 +21,7 @@ NOTE = (
 )
 
 
-def ablation(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
+def ablation(rows: Sequence[Json], path: Path, title: str) -> None:
     """Save two panels of bars: test accuracy of each arm, and its difference to the control.
 
     Args:

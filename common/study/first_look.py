@@ -12,13 +12,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from common.config import Runtime
 from common.errors import reason
-from common.files import write_json
+from common.files import Json, write_json
 from common.study.loops import make_case, our_train
 from common.study.rates import pace, timed
 from common.training.graph import record
@@ -62,7 +62,7 @@ def look(target: Path, gpu: bool, parts: Sequence[Part] = PARTS) -> None:
     print(f"\nall answers: {target}")
 
 
-def ask(part: Part) -> dict[str, Any]:
+def ask(part: Part) -> Json:
     """Output, seconds and problem (None if it went well) of one part; a run of its own goes
     into a folder that is removed."""
     started = time.monotonic()

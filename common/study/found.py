@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from common.config import Recipe
 from common.data.sources import CLASSES
-from common.files import read_json, write_json
+from common.files import Json, read_json, write_json
 from common.study.rows import STARTS, Row, row_of, start
 from common.study.tables import read_csv
 
@@ -32,12 +31,12 @@ class Found:
     """A finished run: its folder, the content of recipe.json and result.json, and its history."""
 
     folder: Path
-    card: dict[str, Any]
-    result: dict[str, Any]
+    card: Json
+    result: Json
     history: list[dict[str, str]]
 
     @cached_property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> Json:
         """Every field of the recipe, those younger than the run at their defaults."""
         return asdict(Recipe()) | self.card["recipe"]
 
@@ -69,7 +68,7 @@ class Found:
         return max(float(row["images_per_s"]) for row in self.history if row["stage"] == stage)
 
 
-def is_cifar10(result: dict[str, Any]) -> bool:
+def is_cifar10(result: Json) -> bool:
     """Whether a result is of CIFAR-10; results older than the list of names had ten classes
     only of CIFAR-10."""
     names = result.get("class_names")

@@ -2,12 +2,11 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 from common.analysis.findings import claims, findings
 from common.config import Recipe
-from common.files import read_json
+from common.files import Json, read_json
 from common.metrics import t_interval
 from common.study import ablation
 from common.study.found import Found, find, groups
@@ -15,7 +14,6 @@ from common.study.rows import FREE, ROWS, STARTS, Row
 from common.study.tables import markdown
 from common.words import duration, number, percent
 
-Content = dict[str, Any]
 HEADS = (
     "run", "weights", "first study %", "test top-1 %", "val %", "epochs", "training", "wall-clock",
     "images/s", "hardware", "command",
@@ -182,7 +180,7 @@ def tuning(found: Sequence[Found]) -> str:
     return markdown([[*varied, "val %"], *(cells for _, cells in sorted(tried, reverse=True))])
 
 
-def whole_ablation(target: Path) -> Content | None:
+def whole_ablation(target: Path) -> Json | None:
     """The published ablation without gaps, on all training images, with the most seeds."""
     tables = [
         read_json(path, ("recipe", "gaps", "seeds", "conclusions"))
@@ -192,7 +190,7 @@ def whole_ablation(target: Path) -> Content | None:
     return max(whole, key=lambda one: len(one["seeds"]), default=None)
 
 
-def best_analysis(target: Path) -> Content | None:
+def best_analysis(target: Path) -> Json | None:
     """The published analysis, of all test images, of the checkpoint with the best val accuracy."""
     keys = ("split", "request", "checkpoint")
     found = [read_json(path, keys) for path in sorted(target.glob("analyze/*/analysis.json"))]
@@ -269,7 +267,7 @@ def overview(target: Path) -> str:
     )
 
 
-def rates(results: Sequence[Content]) -> str:
+def rates(results: Sequence[Json]) -> str:
     """The table of a bench."""
     grid = [["network", "batch", "variant", "precision", "images/s", "× plain", "cold s"]]
     for one in results:

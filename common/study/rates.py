@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from common.errors import reason
+from common.files import Json
 from common.study import loops
 from common.study.loops import Case
 
-Figures = dict[str, Any]
 VARIANTS = {
     "train plain": loops.plain_train,
     "train ours eager": loops.our_train,
@@ -45,7 +45,7 @@ def pace(steps: Iterator, seconds: float) -> float:
     return statistics.mean(blocks)
 
 
-def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Figures]:
+def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Json]:
     """Images/s of every variant that this machine can run, printed as a table.
 
     Variants take turns, so that a machine that slows down slows all; figures are medians
@@ -84,7 +84,7 @@ def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Figure
     return results
 
 
-def profile(case: Case) -> Figures:
+def profile(case: Case) -> Json:
     """The table of where our step's time goes: by kernel on a GPU, captured if it can be,
     and by operator on a CPU."""
     steps = loops.our_train(case, capture=case.cuda)

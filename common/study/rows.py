@@ -3,13 +3,12 @@
 Needs no torch, so that the commands that use it answer `--help` at once.
 """
 import importlib
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from common.config import parse
+from common.files import Json
 
 PUBLISHED = "efficientnet-b2-8bb594d6.pth"  # B2's own ImageNet weights
 STARTS = {
@@ -21,10 +20,9 @@ STARTS = {
 PRETRAINED = ("imagenet", "lite2", "own")
 NETWORK = ("model", "stem", "resize")  # what a row is about; all else is a setting
 FREE = ("seed", "weights")  # neither is: seeds are repeats, and a path says nothing
-Values = Mapping[str, Any]
 
 
-def start(recipe: Values) -> str:
+def start(recipe: Json) -> str:
     """The weights that a recipe starts from, a key of STARTS."""
     if not recipe["pretrained"]:
         return "random"
@@ -46,7 +44,7 @@ class Row:
     starts: tuple[str, ...] = ("random",)
 
     @cached_property
-    def recipe(self) -> Values:
+    def recipe(self) -> Json:
         """Every field of the recipe that the command gives."""
         script, *words = self.command.split()
         module = importlib.import_module(script.removesuffix(".py"))
@@ -55,18 +53,18 @@ class Row:
         recipe, _ = parse("", module.RECIPES, module.SMOKE, flags, pick, words)
         return asdict(recipe)
 
-    def counts(self, recipe: Values) -> bool:
+    def counts(self, recipe: Json) -> bool:
         """Whether a recipe trains this row's network from weights of its kind."""
         same = all(recipe[key] == self.recipe[key] for key in NETWORK)
         return same and start(recipe) in self.starts
 
-    def changes(self, recipe: Values) -> dict[str, Any]:
+    def changes(self, recipe: Json) -> Json:
         """The settings of a recipe that are not the command's."""
         kept = [key for key in self.recipe if key not in FREE]
         return {key: recipe[key] for key in kept if recipe[key] != self.recipe[key]}
 
 
-def row_of(recipe: Values) -> Row | None:
+def row_of(recipe: Json) -> Row | None:
     """The row that counts a recipe: of those that fit, the one it differs least from."""
     fitting = [row for row in ROWS if row.counts(recipe)]
     return min(fitting, key=lambda row: len(row.changes(recipe)), default=None)

@@ -1,5 +1,5 @@
 """Figures of one run: samples, an augmented batch, the curves."""
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
+from common.files import Json
 from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, mosaic, new_figure, short
 from common.training.run import best_row
 from common.words import percent
@@ -63,7 +64,7 @@ def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], pa
             axes.text(column + 0.5, row + 0.84, name, ha="center", va="top", fontsize=7)
 
 
-def curves(history: Sequence[Mapping[str, object]], path: str | Path, title: str,
+def curves(history: Sequence[Json], path: str | Path, title: str,
            note: str = LOSS_NOTE) -> None:
     """Save loss and accuracy by epoch over a strip of the learning rate, stage starts dashed and
     the best epoch marked.

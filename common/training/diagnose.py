@@ -1,11 +1,12 @@
 """What a training history says: its phases, whether the net over- or underfits, and why, in words.
 """
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy import ndarray
 
+from common.files import Json
 from common.training.run import best_row
 from common.words import count, number, percent
 
@@ -38,7 +39,7 @@ class Diagnosis:
     words: list[str]  # whole sentences
 
 
-def diagnose(history: Sequence[Mapping[str, object]], *, classes: int = 10,
+def diagnose(history: Sequence[Json], *, classes: int = 10,
              clean_train_top1: float | None = None, regularised: bool = False,
              val_images: int = MIN_VAL) -> Diagnosis:
     """Phases, verdict and words computed from a run's history; several stages count as one.

@@ -4,7 +4,6 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +14,7 @@ from common.config import Recipe, Stage
 from common.data.augment import Preprocess
 from common.data.splits import Split, Splits, class_weights
 from common.errors import InputError, Interrupted, RunError, deferred_signals
+from common.files import Json
 from common.training.graph import Forward, captured_forward, eager_forward
 from common.training.run import Run
 from common.training.schedule import epoch_lrs
@@ -138,12 +138,11 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
             seconds = time.perf_counter() - start
             rate = step.steps * step.batch_size / (trained - start)
 
-            run.history.append({
+            run.keep(model, step.optimizer, stage.name, {
                 "stage": stage.name, "epoch": number, "train_loss": train_loss,
                 "train_top1": train_top1, "val_loss": val_loss, "val_top1": val_top1,
                 "lr": lrs[0], "seconds": seconds, "images_per_s": rate,
             })
-            run.keep(model, step.optimizer, stage.name)
             print(f"{title} | Train Loss: {train_loss:.4f} Acc: {train_top1:.2%} | "
                   f"Val Loss: {val_loss:.4f} Acc: {val_top1:.2%} | "
                   f"LR {lrs[0]:.1e} | {seconds:.1f}s {rate:,.0f} img/s", flush=True)
@@ -161,7 +160,7 @@ def _gave_up(run: Run, stage: Stage) -> bool:
 
 
 def _make_step(model: nn.Module, splits: Splits, recipe: Recipe, prepare: Preprocess,
-               amp: dtype | None, optimizer_state: dict[str, Any] | None) -> TrainStep:
+               amp: dtype | None, optimizer_state: Json | None) -> TrainStep:
     """The stage's step; its optimiser goes on from `optimizer_state` if there is one."""
     train = splits.train
     batch_size = fit_batch_size(len(train), recipe.batch_size)

@@ -1,11 +1,9 @@
 """A run's folder, its history, its checkpoints, and going on where it stopped."""
-import contextlib
 import copy
 import filecmp
 import os
-import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,8 @@ from torch.optim import Optimizer
 from common.config import Recipe, Runtime, difference
 from common.data.splits import Splits
 from common.errors import InputError, reason
-from common.files import read_checkpoint, read_json, write_checkpoint, write_csv, write_json
+from common.files import (Json, atomic, read_checkpoint, read_json, write_checkpoint,
+                          write_csv, write_json)
 from common.models.build import build
 
 try:
@@ -28,8 +27,6 @@ except ImportError:  # Windows has none, and no lock then
 FORMAT = 1
 SAVE_EVERY_S = 10.0  # seconds of work that may be lost when the machine fails
 SAVING_SHARE = 20  # the next save comes no sooner than this many times the last one's duration
-FIELDS = ("stage", "epoch", "train_loss", "train_top1", "val_loss", "val_top1", "lr", "seconds",
-          "images_per_s")
 # What a run that died before the end of its first epoch leaves behind.
 LEFTOVERS = {"recipe.json", "last.pt", "cifar10_sample_images.png", "augmented_batch.png"}
 _locked: set[Path] = set()  # run folders that are this process's
@@ -45,17 +42,18 @@ class Run:
     derived from it.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, card: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, recipe: Recipe, card: Json) -> None:
         self.folder, self.recipe, self.card = folder, recipe, card
-        self.history: list[dict[str, Any]] = []
+        self.history: list[Json] = []
         self.best_weights: dict[str, Tensor] | None = None
-        self.optimizer_state: dict[str, Any] | None = None
-        self._kept: dict[str, Any] | None = None
+        self.optimizer_state: Json | None = None
+        self._state: Json | None = None  # of model and optimiser after the last whole epoch
+        self._stage: str | None = None  # which that epoch belongs to
         self._best_on_disk: int | None = None  # its epoch
         self._next_save = float("-inf")
 
     @property
-    def best(self) -> dict[str, Any] | None:
+    def best(self) -> Json | None:
         """The history's best row; None before any."""
         return best_row(self.history) if self.history else None
 
@@ -68,39 +66,40 @@ class Run:
         values = [row["val_top1"] for row in self.history if row["stage"] == stage]
         return len(values) - 1 - values.index(max(values)) if values else 0
 
-    def keep(self, model: nn.Module, optimizer: Optimizer, stage: str) -> None:
-        """Copy the state after a whole epoch, on its device, to be written whenever the run stops.
-        """
+    def keep(self, model: nn.Module, optimizer: Optimizer, stage: str,
+             row: Json | None = None) -> None:
+        """Copy the state after a whole epoch, on its device, to be written whenever the run stops;
+        `row` is the epoch's line of the history."""
         # References to living tensors, which the next step changes: hence the copy.
         state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
-        kept = self._kept or {"stage": None}
-        kept["state"] = _copied(state, kept["state"] if kept["stage"] == stage else None)
-        kept["stage"], kept["history"] = stage, list(self.history)
-        self._kept = kept
-        if self.history and self.best is self.history[-1]:
-            self.best_weights = _copied(state["weights"], self.best_weights)
+        self._state = _copied(state, self._state if self._stage == stage else None)
+        self._stage = stage
+        if row is not None:
+            self.history.append(row)
+            if self.best is row:
+                self.best_weights = _copied(state["weights"], self.best_weights)
 
     def save(self, force: bool = False) -> None:
         """Write best.pt, last.pt and history.csv as of the last whole epoch, if `force` or if
         enough has been done since the last time."""
-        if self._kept is None or not force and time.monotonic() < self._next_save:
+        if self._state is None or not force and time.monotonic() < self._next_save:
             return
-        start = time.monotonic()
+        start, best, state = time.monotonic(), self.best, self._state
         # best.pt before last.pt: a resumed run must find the best epoch of its history on the disk.
-        if self.best is not None and self.best["epoch"] != self._best_on_disk:
+        if best is not None and best["epoch"] != self._best_on_disk:
             write_checkpoint(self.folder / "best.pt", {
-                **self.card, "metrics": dict(self.best), "weights": self.best_weights,
+                **self.card, "metrics": best, "weights": self.best_weights,
                 "probe": self._probe(),
             })
-            self._best_on_disk = self.best["epoch"]
-        state = self._kept["state"]
-        training = {key: self._kept[key] for key in ("stage", "history")}
-        training["optimizer"] = state["optimizer"]
+            self._best_on_disk = best["epoch"]
         write_checkpoint(self.folder / "last.pt", {
-            **self.card, "weights": state["weights"], "training": training,
+            **self.card, "weights": state["weights"], "training": {
+                "stage": self._stage, "history": self.history, "optimizer": state["optimizer"],
+            },
         })
-        if self._kept["history"]:  # this file tells that an epoch was finished
-            write_history(self.folder / "history.csv", self._kept["history"])
+        if self.history:  # this file tells that an epoch was finished
+            rows = (row.values() for row in self.history)
+            write_csv(self.folder / "history.csv", self.history[0], rows)
         end = time.monotonic()
         self._next_save = end + max(SAVE_EVERY_S, SAVING_SHARE * (end - start))
 
@@ -127,7 +126,7 @@ class Run:
                 best = read_checkpoint(self.folder / "best.pt", ("weights", "metrics"))
                 self.best_weights = best["weights"]
                 self._best_on_disk = best["metrics"]["epoch"]
-        except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+        except Exception as error:  # whatever a foreign file holds under these keys
             raise InputError(f"--resume: {path} is not what this run wrote ({reason(error)}): "
                              "restore it, or choose a new --name") from None
 
@@ -158,14 +157,14 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def best_row(history: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
+def best_row(history: Iterable[Json]) -> Json:
     """The row with the highest val top-1; among equals, which small sets have many of, the one
     with the lowest val loss."""
     return max(history, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
 
 
-def card(arch: dict[str, Any], splits: Splits, recipe: Recipe, mean: Iterable[float],
-         std: Iterable[float], probe_inputs: Tensor, versions: dict[str, Any]) -> dict[str, Any]:
+def card(arch: Json, splits: Splits, recipe: Recipe, mean: Iterable[float],
+         std: Iterable[float], probe_inputs: Tensor, versions: Json) -> Json:
     """The self-description that every checkpoint of a run carries.
 
     Args:
@@ -182,7 +181,7 @@ def card(arch: dict[str, Any], splits: Splits, recipe: Recipe, mean: Iterable[fl
 
 
 def open_folder(script: str, recipe: Recipe, runtime: Runtime, data: dict[str, str],
-                versions: dict[str, Any]) -> Path:
+                versions: Json) -> Path:
     """The run's folder, which is this process's alone until its end.
 
     A new folder gets its recipe.json, with --resume too; one that holds a run is refused unless it
@@ -241,7 +240,7 @@ def _lock(folder: Path) -> None:
         os.close(handle)
 
 
-def _check_same(folder: Path, recipe: dict[str, Any], data: dict[str, str]) -> None:
+def _check_same(folder: Path, recipe: Json, data: dict[str, str]) -> None:
     """Raise InputError if the run in `folder` has another recipe or other data."""
     file = folder / "recipe.json"
     stored = read_json(file, ("recipe", "split_hash"))
@@ -257,12 +256,7 @@ def _check_same(folder: Path, recipe: dict[str, Any], data: dict[str, str]) -> N
                          f"({'; '.join(changes)}): restore it, or choose a new --name")
 
 
-def write_history(path: Path, history: list[dict[str, Any]]) -> None:
-    """The history as CSV, a row an epoch; top-1 as a fraction, seconds of training and val."""
-    write_csv(path, FIELDS, [[row[field] for field in FIELDS] for row in history])
-
-
-def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Json]:
     """(model in eval mode, checkpoint) of one of the project's checkpoints, its probe checked.
 
     Raises:
@@ -284,8 +278,7 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
         # Other processors and versions round otherwise; wrong weights are far off.
         off = float((logits - probe["logits"]).abs().max())
         allowed = 1e-3 * max(1.0, float(probe["logits"].abs().max()))
-    # Whatever a foreign card holds under these keys.
-    except (RuntimeError, TypeError, KeyError, AttributeError, ValueError, InputError) as error:
+    except Exception as error:  # whatever a foreign card holds under these keys
         raise InputError(f"{path} does not fit its own description ({reason(error)}): "
                          "use another checkpoint") from None
     if not off <= allowed:
@@ -303,24 +296,19 @@ def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> str:
     Args:
         runs: the folder of all run folders.
     """
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    note = ""
+    note, copies = "", runs.rglob("best.pt")
     try:
-        shutil.copyfile(best, temporary)
-        if target.exists() and not _is_copy(target, runs):
-            number = 1
-            while (aside := target.with_name(f"{target.stem}.{number}{target.suffix}")).exists():
-                number += 1
-            os.replace(target, aside)
-            note = f" (the file that was there is now {aside})"
-        os.replace(temporary, target)
+        with atomic(target) as file:
+            file.write(best.read_bytes())
+            file.flush()
+            known = not target.exists() or any(
+                filecmp.cmp(target, other, shallow=False) for other in copies)
+            if not known:
+                number = 1
+                while (aside := target.with_name(f"best.{number}.pt")).exists():
+                    number += 1
+                os.replace(target, aside)
+                note = f" (the file that was there is now {aside})"
     except OSError as error:
-        with contextlib.suppress(OSError):  # a read-only file system refuses even that
-            temporary.unlink(missing_ok=True)
         return f"{best} is not copied to {target} ({error.strerror}): name it by its own path"
     return f"{best} -> {target}{note}"
-
-
-def _is_copy(file: Path, runs: Path) -> bool:
-    """Whether one of the runs has the same bytes."""
-    return any(filecmp.cmp(file, other, shallow=False) for other in runs.rglob("best.pt"))

@@ -6,7 +6,6 @@ import random
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ import torchvision
 from common import toolchain
 from common.config import Runtime
 from common.errors import InputError
+from common.files import Json
 from common.words import count
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
@@ -126,7 +126,7 @@ def wants_compile(runtime: Runtime, device: torch.device, training_images: int) 
     return True
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device) -> Json:
     """Versions, hardware and git commit, as they belong beside every figure."""
     # The number of threads belongs to a CPU's figure as its name does.
     hardware = f"CPU {_cpu_name()}, {count(torch.get_num_threads(), 'thread')}"

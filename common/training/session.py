@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from common.data.augment import Augmentation, Preprocess
 from common.data.sources import load_splits
 from common.data.splits import Split, Splits
 from common.errors import Interrupted
-from common.files import write_csv, write_json
+from common.files import Json, write_csv, write_json
 from common.metrics import wilson_interval
 from common.models.build import architecture, build, count_parameters
 from common.models.trace import describe
@@ -140,7 +139,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     return Session(script, recipe, runtime, model, splits, prepare, run, amp, started, resumed)
 
 
-def finish(session: Session, publish: bool = True) -> dict[str, Any]:
+def finish(session: Session, publish: bool = True) -> Json:
     """Restore the best epoch's weights, read test once, and record what came of the run.
 
     Writes curves.png, test_predictions.csv, result.json and, if `publish`, ./best.pt. Train, val
@@ -271,7 +270,7 @@ def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, recipe: Rec
                     folder / "augmented_batch.png", f"Augmented images ({splits.source})")
 
 
-def _test(session: Session) -> dict[str, Any]:
+def _test(session: Session) -> Json:
     """The only read of test: accuracy with its interval, the mean over classes, and each image's
     prediction in test_predictions.csv."""
     test = session.splits.test
@@ -291,7 +290,7 @@ def _test(session: Session) -> dict[str, Any]:
     }
 
 
-def _say_result(result: dict[str, Any]) -> None:
+def _say_result(result: Json) -> None:
     """What came of the run, for the terminal."""
     print(f"best epoch {result['best_epoch']}: val {percent(result['val_top1'])}, train without "
           f"augmentation {percent(result['clean_train_top1'])}")

@@ -17,7 +17,7 @@ from common.data.augment import Preprocess
 from common.training.fit import fit
 from common.models.build import architecture, build
 from common.models.efficientnet import PADDING_IMAGE_SIZE
-from common.training.run import (FIELDS, FORMAT, Run, best_row, card, load_model, open_folder,
+from common.training.run import (FORMAT, Run, best_row, card, load_model, open_folder,
                                  publish)
 from common.data import synthetic
 from common.data.augment import Augmentation
@@ -165,9 +165,9 @@ def test_what_is_kept_is_a_copy_in_the_same_memory(saved):
     for epoch, top1 in enumerate((0.5, 0.9, 0.7), 1):
         model(torch.randn(8, 3, 32, 32)).sum().backward()
         optimizer.step()
-        run.history.append({"stage": "train", "epoch": epoch, "val_top1": top1, "val_loss": 1.0})
-        run.keep(model, optimizer, "train")
-        kept = run._kept["state"]
+        row = {"stage": "train", "epoch": epoch, "val_top1": top1, "val_loss": 1.0}
+        run.keep(model, optimizer, "train", row)
+        kept = run._state
         assert torch.equal(kept["weights"]["head.bias"], model.state_dict()["head.bias"])
         if epoch == 1:
             address = kept["weights"]["head.bias"].data_ptr()
@@ -194,10 +194,9 @@ def test_best_pt_is_written_only_when_best_changed(saved, tmp_path):
             if key not in ("weights", "metrics", "probe")}
     run, model = Run(tmp_path, RECIPE, card), build("improved_cnn")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    row = dict.fromkeys(FIELDS, 0.0)
     for epoch, top1 in enumerate((0.9, 0.8), 1):
-        run.history.append(row | {"stage": "train", "epoch": epoch, "val_top1": top1})
-        run.keep(model, optimizer, "train")
+        row = {"stage": "train", "epoch": epoch, "val_top1": top1, "val_loss": 0.0}
+        run.keep(model, optimizer, "train", row)
         run.save(force=True)
         if epoch == 1:
             (tmp_path / "best.pt").write_text("untouched")
@@ -305,7 +304,8 @@ def test_two_names_are_two_files(two_runs, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_blocks_nothing(two_runs, tmp_path):
-    said = publish(two_runs / "script" / "a" / "best.pt", two_runs, tmp_path / "absent" / "best.pt")
+    (tmp_path / "file").write_text("no folder")
+    said = publish(two_runs / "script" / "a" / "best.pt", two_runs, tmp_path / "file" / "best.pt")
     assert "is not copied to" in said and "name it by its own path" in said
 
 
