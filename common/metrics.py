@@ -14,16 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class PerClass(NamedTuple):
-    """Scores of each class: `precision`, `recall`, `f1` (K,) float64 in [0, 1] and `support` (K,)
-    int64 images."""
-
-    precision: Tensor
-    recall: Tensor
-    f1: Tensor
-    support: Tensor
-
-
 class Calibration(NamedTuple):
     """Expected calibration error and the table of a reliability diagram.
 
@@ -69,16 +59,6 @@ def confusion_matrix(preds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def per_class(confusion: Tensor) -> PerClass:
-    """Precision, recall, F1 and support from a (K, K) confusion matrix; 0 / 0 is 0, as in
-    scikit-learn."""
-    hits, support, predicted = confusion.diag().double(), confusion.sum(1), confusion.sum(0)
-    precision = hits / predicted.clamp(min=1)
-    recall = hits / support.clamp(min=1)
-    f1 = 2 * hits / (support + predicted).clamp(min=1)
-    return PerClass(precision, recall, f1, support)
-
-
 def most_confused(confusion: Tensor, top: int = 10,
                   ordered: bool = True) -> list[tuple[int, int, int]]:
     """The `top` most frequent confusions as (class, class, count), most frequent first and none
@@ -95,33 +75,30 @@ def most_confused(confusion: Tensor, top: int = 10,
     return [(*divmod(cell, len(confusion)), count) for cell, count in ranked if count]
 
 
-def calibration(logits: Tensor, labels: Tensor, bins: int = 15) -> Calibration:
+def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Calibration:
     """ECE over `bins` equal-width bins of the top probability, with the bin table (Guo et al. 2017,
     arXiv:1706.04599).
 
     Bins are closed on the left; the last is closed on both sides, so that a confidence of exactly 1
     counts.
+
+    Args:
+        confidence: (N,) float64, the predicted class's probability.
+        hits: (N,) bool, whether it is the label.
     """
-    confidence, preds = logits.detach().double().softmax(1).cpu().max(1)
-    hits = (preds == labels.cpu()).double()
     edges = torch.arange(bins + 1, dtype=torch.float64) / bins
     index = torch.bucketize(confidence, edges[1:-1], right=True)
     count = torch.bincount(index, minlength=bins)
-    sums = [torch.bincount(index, values, minlength=bins) for values in (confidence, hits)]
-    ece = (sums[0] - sums[1]).abs().sum().item() / len(labels)
-    means = [total / count.clamp(min=1) for total in sums]
-    return Calibration(ece, edges, count, *means)
+    sure, right = (torch.bincount(index, values.double(), minlength=bins)
+                   for values in (confidence, hits))
+    ece = (sure - right).abs().sum().item() / len(hits)
+    filled = count.clamp(min=1)
+    return Calibration(ece, edges, count, sure / filled, right / filled)
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood of the labels, in nats."""
     return F.cross_entropy(logits.detach().double(), labels).item()
-
-
-def brier(logits: Tensor, labels: Tensor) -> float:
-    """Mean over images of the squared error summed over classes, in [0, 2] (Brier 1950)."""
-    probs = logits.detach().double().softmax(1)
-    return (probs - F.one_hot(labels, logits.shape[1])).square().sum(1).mean().item()
 
 
 @functools.cache

@@ -6,13 +6,19 @@ import pytest
 import torch
 
 from common.metrics import (
-    brier, calibration, confusion_matrix, most_confused, nll, per_class, t_interval, t_quantile,
-    top1, wilson_interval)
+    Calibration, calibration, confusion_matrix, most_confused, nll, t_interval, t_quantile, top1,
+    wilson_interval)
 
 
 def logits_of(*probs: list[float]) -> torch.Tensor:
     """Logits whose softmax is `probs`, rows that sum to 1."""
     return torch.tensor(probs, dtype=torch.float64).log()
+
+
+def calibrate(logits: torch.Tensor, labels: torch.Tensor) -> Calibration:
+    """The table of logits and labels."""
+    confidence, preds = logits.double().softmax(1).max(1)
+    return calibration(confidence, preds == labels)
 
 
 def random_case(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -30,11 +36,6 @@ def test_confusions_of_six_images_by_hand() -> None:
     preds = torch.tensor([0, 1, 1, 1, 0, 0])
     confusion = confusion_matrix(preds, labels, 4)
     assert confusion.tolist() == [[1, 2, 0, 0], [1, 1, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]]
-    scores = per_class(confusion)
-    assert scores.support.tolist() == [3, 2, 1, 0]
-    assert scores.precision.tolist() == pytest.approx([1 / 3, 1 / 3, 0, 0])
-    assert scores.recall.tolist() == pytest.approx([1 / 3, 1 / 2, 0, 0])
-    assert scores.f1.tolist() == pytest.approx([1 / 3, 2 / 5, 0, 0])
     assert most_confused(confusion) == [(0, 1, 2), (1, 0, 1), (2, 0, 1)]
     assert most_confused(confusion, ordered=False) == [(0, 1, 3), (0, 2, 1)]
     assert most_confused(confusion, top=1, ordered=False) == [(0, 1, 3)]
@@ -46,31 +47,21 @@ def test_properties_and_plain_loops(seed: int) -> None:
     logits, labels = random_case(seed)
     preds, k = logits.argmax(1), logits.shape[1]
     confusion = confusion_matrix(preds, labels, k)
-    scores = per_class(confusion)
-    for c in range(k):
-        true_positives = sum(p == c == t for p, t in zip(preds.tolist(), labels.tolist()))
-        called, there = preds.tolist().count(c), labels.tolist().count(c)
-        precision, recall = (true_positives / n if n else 0.0 for n in (called, there))
-        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        assert [v[c].item() for v in scores] == pytest.approx([precision, recall, f1, there])
-    support = torch.bincount(labels, minlength=k).tolist()
-    assert confusion.sum(1).tolist() == scores.support.tolist() == support
+    assert confusion.sum(1).tolist() == torch.bincount(labels, minlength=k).tolist()
     assert confusion.trace().item() / len(labels) == pytest.approx(top1(logits, labels))
     wrong = int((preds != labels).sum())
     assert sum(n for *_, n in most_confused(confusion, k * k)) == wrong
     assert sum(n for *_, n in most_confused(confusion, k * k, ordered=False)) == wrong
 
-    table = calibration(logits, labels)
+    table = calibrate(logits, labels)
     probs = [[math.exp(v - max(row)) for v in row] for row in logits.double().tolist()]
     probs = [[v / sum(row) for v in row] for row in probs]
-    gaps, losses, squares = [0.0] * 15, 0.0, 0.0
+    gaps, losses = [0.0] * 15, 0.0
     for row, label, pred in zip(probs, labels.tolist(), preds.tolist()):
         gaps[min(14, int(max(row) * 15))] += max(row) - (pred == label)
         losses -= math.log(row[label])
-        squares += sum((p - (c == label)) ** 2 for c, p in enumerate(row))
     assert table.ece == pytest.approx(sum(map(abs, gaps)) / len(labels), abs=1e-12)
     assert nll(logits, labels) == pytest.approx(losses / len(labels))
-    assert brier(logits, labels) == pytest.approx(squares / len(labels))
     assert table.count.sum() == len(labels) and 0 <= table.ece <= 1
     hits = (table.count * table.accuracy).sum().item()
     assert hits == pytest.approx(len(labels) * top1(logits, labels))
@@ -79,7 +70,7 @@ def test_properties_and_plain_loops(seed: int) -> None:
 def test_calibration_by_hand() -> None:
     certain = torch.tensor([[1000.0, 0.0]])
     logits = torch.cat([logits_of([0.62, 0.38], [0.38, 0.62], [0.9, 0.1]), certain])
-    table = calibration(logits, torch.tensor([0, 0, 0, 1]))
+    table = calibrate(logits, torch.tensor([0, 0, 0, 1]))
     # 0.62 twice, one right, in bin 9; 0.9 right in bin 13; exactly 1.0, wrong, in the last bin
     assert table.ece == pytest.approx((2 * 0.12 + 0.1 + 1.0) / 4)
     assert table.count.tolist() == [0] * 9 + [2, 0, 0, 0, 1, 1]
@@ -90,16 +81,14 @@ def test_calibration_by_hand() -> None:
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_above() -> None:
-    table = calibration(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), bins=4)
+    table = calibration(torch.full((3,), 0.5), torch.ones(3, dtype=torch.bool), bins=4)
     assert table.count.tolist() == [0, 0, 3, 0]
 
 
 def test_losses_by_hand() -> None:
     logits, labels = logits_of([0.5, 0.25, 0.25], [0.1, 0.2, 0.7]), torch.tensor([0, 1])
     assert nll(logits, labels) == pytest.approx(-(math.log(0.5) + math.log(0.2)) / 2)
-    assert brier(logits, labels) == pytest.approx((0.25 + 2 * 0.0625 + 0.01 + 0.64 + 0.49) / 2)
     assert top1(logits, labels) == 0.5
-    assert brier(torch.tensor([[1000.0, 0.0]]), torch.tensor([1])) == pytest.approx(2)
 
 
 @pytest.mark.parametrize(("correct", "total", "low", "high"), [

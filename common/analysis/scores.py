@@ -9,16 +9,8 @@ from torch import Tensor
 
 from common.data.splits import Split
 from common.files import Json, write_csv
-from common.metrics import (
-    brier,
-    calibration,
-    confusion_matrix,
-    most_confused,
-    nll,
-    t_interval,
-    top1,
-    wilson_interval,
-)
+from common.metrics import (calibration, confusion_matrix, most_confused, nll, t_interval, top1,
+                            wilson_interval)
 from common.plots import MAX_CLASSES
 
 PLANE_AS_SHIP = ("airplane", "ship")
@@ -27,12 +19,15 @@ CLASS_COLUMNS = ("class", "precision", "recall", "f1", "support")
 
 def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Json:
     """Accuracy, confusions and calibration of logits (N, K); fractions, nats and images."""
-    preds = logits.argmax(1)
-    hits = preds == labels
-    confusion = confusion_matrix(preds, labels, len(classes))
-    pairs = most_confused(confusion, ordered=False)
+    hits = logits.argmax(1) == labels
+    confusion = confusion_matrix(logits.argmax(1), labels, len(classes))
     rows = class_rows(confusion, classes)
     recalls = [row["recall"] for row in rows if row["support"]]
+    confused, pairs = [], []
+    for a, b, images in most_confused(confusion):
+        confused.append({"true": classes[a], "predicted": classes[b], "images": images})
+    for a, b, images in most_confused(confusion, ordered=False):
+        pairs.append({"classes": [classes[a], classes[b]], "images": images})
     return {
         "images": len(labels),
         "errors": int((~hits).sum()),
@@ -40,60 +35,49 @@ def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Json:
         "interval_95": wilson_interval(int(hits.sum()), len(labels)),
         "balanced_top1": sum(recalls) / len(recalls),
         "nll": nll(logits, labels),
-        "brier": brier(logits, labels),
         "per_class": rows,
         "confusion": confusion.tolist(),
-        "most_confused": [
-            {"true": classes[a], "predicted": classes[b], "images": n}
-            for a, b, n in most_confused(confusion)
-        ],
-        "most_confused_pairs": [
-            {"classes": [classes[a], classes[b]], "images": n} for a, b, n in pairs
-        ],
-        "calibration": _calibration(logits, labels),
+        "most_confused": confused,
+        "most_confused_pairs": pairs,
+        "calibration": _calibration(logits, hits),
     }
 
 
 def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[Json]:
     """Scores of every class of a (K, K) confusion matrix; None where 0 would be divided by 0."""
-    supports = confusion.sum(1).tolist()
-    named = confusion.sum(0).tolist()
-    hits = confusion.diag().tolist()
     rows = []
-    for name, support, predicted, right in zip(classes, supports, named, hits):
-        rows.append(
-            {
-                "class": name,
-                "precision": right / predicted if predicted else None,
-                "recall": right / support if support else None,
-                "f1": 2 * right / (support + predicted) if support else None,
-                "support": support,
-                "recall_interval_95": wilson_interval(right, support) if support else None,
-            }
-        )
+    for k, name in enumerate(classes):
+        right, support, predicted = (
+            int(cells.sum()) for cells in (confusion[k, k], confusion[k], confusion[:, k]))
+        rows.append({
+            "class": name,
+            "precision": right / predicted if predicted else None,
+            "recall": right / support if support else None,
+            "f1": 2 * right / (support + predicted) if support else None,
+            "support": support,
+            "recall_interval_95": wilson_interval(right, support) if support else None,
+        })
     return rows
 
 
-def _calibration(logits: Tensor, labels: Tensor) -> Json:
+def _calibration(logits: Tensor, hits: Tensor) -> Json:
     """The reliability table: 5 bins for a few images, up to 15 where each holds 40 on average."""
-    bins = max(5, min(15, len(labels) // 40))
-    table = calibration(logits, labels, bins)
-    confidence = logits.double().softmax(1).amax(1)
-    hits = (logits.argmax(1) == labels).double()
-    right = (table.accuracy * table.count).round().long().tolist()
-    counts = table.count.tolist()
+    bins = max(5, min(15, len(hits) // 40))
+    confidence, hits = logits.double().softmax(1).amax(1).cpu(), hits.cpu()
+    ece, *columns = calibration(confidence, hits, bins)
+    edges, counts, confidences, accuracies = (column.tolist() for column in columns)
+    ends = [wilson_interval(round(share * n), n) if n else None
+            for share, n in zip(accuracies, counts)]
     return {
-        "ece": table.ece,
-        "bins": len(counts),
+        "ece": ece,
+        "bins": bins,
         "mean_confidence": confidence.mean().item(),
-        "overconfidence": interval(confidence - hits),
-        "edges": table.edges.tolist(),
+        "overconfidence": interval(confidence - hits.double()),
+        "edges": edges,
         "count": counts,
-        "confidence": table.confidence.tolist(),
-        "accuracy": table.accuracy.tolist(),
-        "accuracy_interval_95": [
-            wilson_interval(hit, n) if n else None for hit, n in zip(right, counts)
-        ],
+        "confidence": confidences,
+        "accuracy": accuracies,
+        "accuracy_interval_95": ends,
     }
 
 
@@ -107,29 +91,24 @@ def interval(values: Tensor) -> dict[str, float | int | None]:
     return {"mean": mean, "low": found.low, "high": found.high, "n": n}
 
 
-def predictions(
-    logits: Tensor, split: Split, classes: Sequence[str]
-) -> list[Json]:
+def predictions(logits: Tensor, split: Split, classes: Sequence[str]) -> list[Json]:
     """One row an image: file, classes, confidence, loss in nats, the second class and its own."""
     top = logits.double().softmax(1).topk(2)
-    losses = F.cross_entropy(logits.double(), split.labels, reduction="none")
-    index = split.index.tolist()
-    columns = {
-        "index": index,
-        "name": split.names or map(str, index),
-        "true": [classes[k] for k in split.labels],
-        "predicted": [classes[k] for k in top.indices[:, 0]],
-        "confidence": top.values[:, 0].tolist(),
-        "loss": losses.tolist(),
-        "second": [classes[k] for k in top.indices[:, 1]],
-        "second_confidence": top.values[:, 1].tolist(),
-    }
-    return [dict(zip(columns, row)) for row in zip(*columns.values())]
+    losses = F.cross_entropy(logits.double(), split.labels, reduction="none").tolist()
+    columns = (split.index.tolist(), split.names, split.labels.tolist(), losses, top.values.tolist(),
+               top.indices.tolist())
+    rows = []
+    for index, name, label, loss, (sure, less), (first, second) in zip(*columns):
+        rows.append({
+            "index": index, "name": name, "true": classes[label], "predicted": classes[first],
+            "confidence": sure, "loss": loss, "second": classes[second],
+            "second_confidence": less,
+        })
+    return rows
 
 
-def examples(
-    rows: Sequence[Json], order: Sequence[int], confusions: Sequence[Json], errors: int
-) -> dict[str, list[int]]:
+def examples(rows: Sequence[Json], order: Sequence[int], confusions: Sequence[Json],
+             errors: int) -> dict[str, list[int]]:
     """Positions of the images to show, by figure.
 
     Args:
@@ -138,13 +117,11 @@ def examples(
         errors: so many errors with the highest loss.
     """
     kinds = defaultdict(list)  # (true, predicted) -> positions
-    for i in sorted(
-        order, key=lambda i: rows[i]["true"]
-    ):  # a stable sort: shuffled in a class
+    for i in order:
         kinds[rows[i]["true"], rows[i]["predicted"]].append(i)
-    right = [some[:3] for (true, predicted), some in kinds.items() if true == predicted]
     wrong = [i for i in order if rows[i]["true"] != rows[i]["predicted"]]
     wrong.sort(key=lambda i: -rows[i]["loss"])
+    right = [kinds[name, name][:3] for name in sorted({true for true, _ in kinds})]
     found = [kinds[one["true"], one["predicted"]] for one in confusions]
     return {
         "errors": wrong[:errors],

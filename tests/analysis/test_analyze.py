@@ -29,6 +29,7 @@ from common.data.augment import Augmentation, Preprocess
 from common.data.sources import CLASSES, load_splits
 from common.errors import InputError
 from common.files import read_checkpoint, sha256
+from common.metrics import confusion_matrix
 from common.plots import _save
 from conftest import ROOT, write_image
 
@@ -628,3 +629,19 @@ def test_bad_input_is_one_line_and_exit_2(
         and "Traceback" not in error
     )
     assert not answers[1].exists(), "the checkpoint's own code ran"
+
+
+def test_scores_of_each_class_against_plain_loops() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels, preds = torch.randint(5, (2, 200), generator=generator)
+    labels[labels == 3] = 2  # a class without images
+    preds[preds == 4] = 2  # a class that is never predicted
+    rows = scores.class_rows(confusion_matrix(preds, labels, 5), "abcde")
+    pairs = list(zip(labels.tolist(), preds.tolist()))
+    for k, row in enumerate(rows):
+        right = pairs.count((k, k))
+        there, called = labels.tolist().count(k), preds.tolist().count(k)
+        assert (row["class"], row["support"]) == ("abcde"[k], there)
+        assert row["precision"] == (right / called if called else None)
+        assert row["recall"] == (right / there if there else None)
+        assert row["f1"] == (2 * right / (there + called) if there else None)

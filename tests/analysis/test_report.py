@@ -67,7 +67,6 @@ def result() -> dict[str, Any]:
         "interval_95": [0.978, 0.984],
         "balanced_top1": 0.981,
         "nll": 0.1,
-        "brier": 0.05,
         "per_class": [
             {
                 "class": name,
