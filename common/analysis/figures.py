@@ -3,23 +3,20 @@
 `result` is the content of analysis.json; each figure takes its file's name from its subject.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
+from numpy import ndarray
 
 from common.analysis.scores import best_and_worst
 from common.files import Json
 from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure, short
 from common.words import percent
 
-Strip = tuple[
-    Sequence[np.ndarray], Sequence[str], str
-]  # pictures, words above each, words below
+Strip = tuple[Sequence[ndarray], Sequence[str], str]  # pictures, words above each, words below
 KINDS = {
     "gradcam": ("Grad-CAM", VAL),
     "random": ("random maps", MUTED),
@@ -39,21 +36,6 @@ HEAT_NOTE = (
 )
 
 
-@contextmanager
-def _figure(
-    result: Json,
-    folder: Path,
-    name: str,
-    what: str,
-    size: tuple[float, float],
-    note: str = "",
-) -> Iterator[Figure]:
-    """A figure whose title says what it shows and of which run."""
-    title = f"{what}\n{result['title']}"
-    with new_figure(folder / f"{name}.png", title, size, note) as figure:
-        yield figure
-
-
 def confusion(result: Json, folder: Path) -> None:
     """Saves the confusion matrix, rows true: counts, and the percent of the row beneath.
 
@@ -61,25 +43,22 @@ def confusion(result: Json, folder: Path) -> None:
     """
     counts, classes = np.array(result["confusion"]), result["classes"]
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    wrong = counts - np.diag(counts.diagonal())
-    errors = wrong.sum(0) + wrong.sum(1)
+    errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
-    k, cells = len(shown), np.ix_(shown, shown)
+    cells = np.ix_(shown, shown)
+    k, names = len(shown), [short(classes[i]) for i in shown]
     note = "Images, and their percentage of all images of the true class."
-    what = f"Confusion matrix, {k} of {len(classes):,} classes"
+    title = f"Confusion matrix, {k} of {len(classes):,} classes\n{result['title']}"
     side = 2.2 + 0.62 * k
-    with _figure(result, folder, "confusion", what, (side, side), note) as figure:
+    with new_figure(folder / "confusion.png", title, (side, side), note) as figure:
         axes = figure.subplots()
-        norm = PowerNorm(
-            0.4, 0, 100
-        )  # stretched at the low end, so that single errors show
-        axes.imshow(share[cells], cmap="Blues", norm=norm)
-        for (y, x), n in np.ndenumerate(counts[cells]):
-            part = share[cells][y, x]
-            ink = "white" if part > 30 else "black"
-            words = f"{n:,}\n{part:.1f} %" if n else ""
-            axes.text(x, y, words, ha="center", va="center", color=ink, fontsize=7)
-        names = [short(classes[i]) for i in shown]
+        # Stretched at the low end, so that single errors show.
+        axes.imshow(share[cells], cmap="Blues", norm=PowerNorm(0.4, 0, 100))
+        for (y, x), part in np.ndenumerate(share[cells]):
+            if part:
+                words = f"{counts[cells][y, x]:,}\n{part:.1f} %"
+                ink = "white" if part > 30 else "black"
+                axes.text(x, y, words, ha="center", va="center", color=ink, fontsize=7)
         axes.set_xticks(range(k), names, rotation=40, ha="right", rotation_mode="anchor")
         axes.set_yticks(range(k), names)
         axes.set(xlabel="predicted class", ylabel="true class")
@@ -91,30 +70,21 @@ def reliability(result: Json, folder: Path) -> None:
     """Saves the reliability diagram over the counts of its bins."""
     table = result["calibration"]
     used = np.flatnonzero(table["count"])
-    columns = ("edges", "count", "confidence", "accuracy")
-    left, count, confidence, accuracy = (np.array(table[key])[used] for key in columns)
+    left, count, confidence, accuracy = (
+        np.array(table[key])[used] for key in ("edges", "count", "confidence", "accuracy"))
     ends = np.array([table["accuracy_interval_95"][i] for i in used])
-    numbers = (
-        f"ECE {percent(table['ece'])}, mean confidence {percent(table['mean_confidence'])}"
-    )
-    what = "Is it as sure as it is right?"
+    title = f"Is it as sure as it is right?\n{result['title']}"
+    numbers = f"ECE {percent(table['ece'])}, mean confidence {percent(table['mean_confidence'])}"
     bars = {"width": 1 / table["bins"], "align": "edge", "edgecolor": "white"}
-    with _figure(result, folder, "reliability", what, (6.2, 6.4)) as figure:
+    with new_figure(folder / "reliability.png", title, (6.2, 6.4)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot(
-            [0, 1], [0, 1], "--", color=MUTED, linewidth=1.2, label="as sure as right"
-        )
+        upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1.2, label="as sure as right")
         upper.bar(left, accuracy, color="#BFDCEC", label="accuracy of a bin", **bars)
-        reach = np.abs(ends.T - accuracy)
-        label = "its 95 % interval, at its mean confidence"
-        upper.errorbar(
-            confidence, accuracy, reach, fmt="o", color=VAL, capsize=2, label=label
-        )
+        upper.errorbar(confidence, accuracy, np.abs(ends.T - accuracy), fmt="o", color=VAL,
+                       capsize=2, label="its 95 % interval, at its mean confidence")
         upper.set(title=numbers, ylabel="accuracy", ylim=(0, 1.02))
         lower.bar(left, count, color=MUTED, **bars)
-        lower.set(
-            xlabel="confidence: the probability of the predicted class", ylabel="images"
-        )
+        lower.set(xlabel="confidence: the probability of the predicted class", ylabel="images")
         lower.set(xlim=(0, 1), yscale="log", ylim=(0.7, None))
         figure.align_ylabels()
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
@@ -123,30 +93,25 @@ def reliability(result: Json, folder: Path) -> None:
 def class_bars(result: Json, folder: Path) -> None:
     """Saves recall of classes as bars with 95 % intervals, precision as a mark; best on top."""
     rows = best_and_worst(result["per_class"])
-    at = np.arange(len(rows))
-    recall = np.array([row["recall"] for row in rows])
+    at = range(len(rows))
+    recall, precision = (
+        np.array([row[key] for row in rows], float)  # nan: a class that is never predicted
+        for key in ("recall", "precision"))
     ends = np.array([row["recall_interval_95"] for row in rows])
-    precision = np.array([row["precision"] for row in rows], float)  # nan: never predicted
     names = [f"{short(row['class'])}  {percent(row['recall'], 1)}" for row in rows]
-    what = (
-        f"How much of a class is found, {len(rows)} of {len(result['per_class']):,} classes"
-    )
-    size = (7, 1.6 + 0.33 * len(rows))
-    with _figure(result, folder, "per_class", what, size) as figure:
+    title = (f"How much of a class is found, {len(rows)} of {len(result['per_class']):,} classes\n"
+             f"{result['title']}")
+    with new_figure(folder / "per_class.png", title, (7, 1.6 + 0.33 * len(rows))) as figure:
         axes = figure.subplots()
-        axes.barh(
-            at, 100 * recall, color="#5BA3D0", height=0.66, label="recall: the share found"
-        )
-        style = {"fmt": "none", "color": "black", "elinewidth": 1, "capsize": 2.5}
-        reach = 100 * np.abs(ends.T - recall)
-        axes.errorbar(100 * recall, at, xerr=reach, label="its 95 % interval", **style)
-        label = "precision: the share of its predictions that is right"
-        axes.plot(100 * precision, at, "|", color=ACCENT, ms=15, mew=3, label=label)
+        axes.barh(at, 100 * recall, 0.66, color="#5BA3D0", label="recall: the share found",
+                  xerr=100 * np.abs(ends.T - recall), capsize=2.5)
+        axes.plot(100 * precision, at, "|", color=ACCENT, ms=15, mew=3,
+                  label="precision: the share of its predictions that is right")
+        axes.set(xlabel="percent, with the 95 % interval of recall", xlim=(0, 100))
         axes.set_yticks(at, names)
-        axes.set(xlabel="percent", xlim=(0, 100))
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(False, axis="y")
-        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
 
 
 def faithfulness(result: Json, folder: Path) -> None:
@@ -155,32 +120,24 @@ def faithfulness(result: Json, folder: Path) -> None:
     percents = 100 * np.array(test["fraction"])
     note = f"Means over {test['images']:,} images, 95 % intervals. {result['gradcam']['where']}."
     better = {"deletion": "lower is better", "insertion": "higher is better"}
-    what = "Do the heat maps show what decides?"
-    with _figure(result, folder, "faithfulness", what, (8.4, 4.4), note) as figure:
+    title = f"Do the heat maps show what decides?\n{result['title']}"
+    with new_figure(folder / "faithfulness.png", title, (8.4, 4.4), note) as figure:
         panels = figure.subplots(1, 2, sharey=True)
         for axes, (way, words) in zip(panels, better.items()):
             for kind, (label, colour) in KINDS.items():
                 curve = test["curves"][kind][way]
-                mean, low, high = (
-                    np.array(curve[end], float) for end in ("mean", "low", "high")
-                )
-                axes.plot(percents, mean, ".-", color=colour, label=label)
-                axes.fill_between(
-                    percents, low, high, color=colour, alpha=0.18, linewidth=0
-                )
+                # Ends that are None become nan, which is not drawn.
+                low, high = np.array(curve["low"], float), np.array(curve["high"], float)
+                axes.plot(percents, curve["mean"], ".-", color=colour, label=label)
+                axes.fill_between(percents, low, high, color=colour, alpha=0.18, linewidth=0)
             axes.set(title=f"{way}: {words}", xlabel="pixels changed, hottest first (%)")
             axes.set(xlim=(0, 100), ylim=(0, None))
         panels[0].set_ylabel("probability of the predicted class")
         panels[0].legend(loc="upper right")
 
 
-def cases(
-    result: Json,
-    folder: Path,
-    figure: str,
-    images: np.ndarray,
-    maps: Sequence[np.ndarray],
-) -> None:
+def cases(result: Json, folder: Path, figure: str, images: ndarray,
+          maps: Sequence[ndarray]) -> None:
     """Saves one of CASES: the images of `result["shown"][figure]` with their heat maps.
 
     Args:
@@ -188,36 +145,30 @@ def cases(
         maps: (N, h, w) in [0, 1] each, the evidence for the true and for the predicted class.
     """
     parts = []
-    for row, image, true_map, predicted_map in zip(
-        result["shown"][figure][:MOST], images, *maps
-    ):
-        true = short(row["true"], 10)
-        predicted = short(row["predicted"], 10)
+    rows = result["shown"][figure][:MOST]
+    for row, image, true_map, predicted_map in zip(rows, images, *maps):
+        true, predicted = short(row["true"], 10), short(row["predicted"], 10)
         sure = percent(row["confidence"], 1)
         # The file's own name: beside its class the folder says nothing.
         file = Path(row["name"]).name[-20:]
         place = f"index {file}" if file.isdecimal() else file
-        pictures = explained(image, predicted_map)
+        pictures, heads = explained(image, predicted_map), []
+        words = f"T: {true} → P: {predicted} {sure}, {place}"
         if figure == "errors":
+            pictures = pictures[:1]
             second = f"{short(row['second'], 10)} {percent(row['second_confidence'], 1)}"
-            words = f"T: {true} → P: {predicted}\n{sure}, {second}\n{place}, loss {row['loss']:.2f}"
-            parts.append((pictures[:1], (), words))
-        elif figure == "gradcam_right":
-            parts.append((pictures, (), f"{short(row['true'])} {sure}, {place}"))
-        else:
+            words = (f"T: {true} → P: {predicted}\n{sure}, {second}\n"
+                     f"{place}, loss {row['loss']:.2f}")
+        elif figure != "gradcam_right":
             pictures[1] = explained(image, true_map)[2]
-            heads = ("image", f"{true}: true", f"{predicted}: predicted")
-            words = f"T: {true} → P: {predicted} {sure}, {place}"
-            parts.append((pictures, heads, words))
+            heads = ["image", f"{true}: true", f"{predicted}: predicted"]
+        parts.append((pictures, heads, words))
     what, columns = CASES[figure]
     note = "" if figure == "errors" else f"{result['gradcam']['where']}.\n{HEAT_NOTE}"
-    title = f"{what}\n{result['title']}"
-    strips(parts, columns, folder / f"{figure}.png", title, note)
+    strips(parts, columns, folder / f"{figure}.png", f"{what}\n{result['title']}", note)
 
 
-def strips(
-    parts: Sequence[Strip], columns: int, path: Path, title: str, note: str = ""
-) -> None:
+def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: str = "") -> None:
     """Saves strips of pictures, an inch each, with words above and below, in `columns`."""
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
@@ -240,7 +191,7 @@ def strips(
         axes.axis("off")
 
 
-def explained(image: np.ndarray, heat: np.ndarray, px: int = 160) -> list[np.ndarray]:
+def explained(image: ndarray, heat: ndarray, px: int = 160) -> list[ndarray]:
     """Image, heat map and overlay, (px, px, 3) uint8 each; grey where no place stands out.
 
     In the overlay the picture fades where the map is hot. Heat counts from the map's weakest

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from common.analysis.faithfulness import heat_maps
@@ -24,15 +25,11 @@ from common.words import count, percent
 
 TOP = 3  # classes named for a photo
 SHOWN = 36  # photos in the figure and on the page; predictions.csv has all
-CLOSE = (
-    0.5  # the second class is explained too from this share of the first one's probability
-)
+CLOSE = 0.5  # the second class is explained too from this share of the first's probability
 PX = 200  # side of a photo in the figure and on the page
 
 
-def explain_pictures(
-    ckpt: str, layer: str | None, paths: Sequence[str], runtime: Runtime
-) -> int:
+def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime: Runtime) -> int:
     """Name the classes of a user's pictures and explain the first few; 1 if any was unreadable.
 
     Prints a line a file, and writes predictions.csv, pictures.png and report.html.
@@ -42,62 +39,55 @@ def explain_pictures(
     """
     device = set_up(runtime, seed=0)
     subject = open_subject(ckpt, layer, device)
-    fit = subject.card.get("fit", "pad")  # as in training
     files = find_pictures(paths)
     if not files:
-        raise InputError(
-            f"--images {' '.join(paths)}: no picture there ({', '.join(SUFFIXES)})"
-        )
-    request = {
-        "ckpt": sha256(subject.path),
-        "layer": layer,
-        "pictures": list(map(str, files)),
-    }
+        raise InputError(f"--images {' '.join(paths)}: no picture there ({', '.join(SUFFIXES)})")
     print(f"{subject} on {count(len(files), 'picture')}")
     table: list[list] = []
     shown: list[Strip] = []
     for file in tqdm(files, "pictures", unit="picture", disable=None):
-        name = os.fsencode(file).decode(
-            errors="replace"
-        )  # a name may be bytes that are no text
+        name = os.fsencode(file).decode(errors="replace")  # may be bytes that are no text
         try:
-            pixels = read_picture(file, subject.card["image_size"], fit)
+            image = _read(subject, file, subject.card["image_size"])
         except InputError as error:
             tqdm.write(f"left out: {error}")
             continue
-        image = torch.from_numpy(np.ascontiguousarray(pixels))[None].to(
-            device
-        )  # (1, 3, H, W)
-        probs = predict(subject.model, image, subject.prepare)[0].softmax(0)
-        top = probs.topk(min(TOP, len(probs)))
-        chances = [
-            (subject.classes[k], p) for p, k in zip(top.values.tolist(), top.indices)
-        ]
-        words = [f"{short(label)} {percent(p, 1)}" for label, p in chances]
+        inputs = torch.from_numpy(image)[None].to(device)  # (1, 3, H, W)
+        probs = predict(subject.model, inputs, subject.prepare)[0].softmax(0)
+        values, indices = probs.topk(min(TOP, len(probs)))
+        row, words = [name], []
+        for p, k in zip(values.tolist(), indices):
+            row += [subject.classes[k], p]
+            words.append(f"{short(subject.classes[k])} {percent(p, 1)}")
         tqdm.write(f"{name}: {', '.join(words)}")
-        table.append([name, *sum(chances, ())])
+        table.append(row)
         if len(shown) < SHOWN:
-            close = top.values > CLOSE * top.values[0]
-            targets = top.indices[:2][close[:2]]
-            maps = heat_maps(subject, image.repeat(len(targets), 1, 1, 1), targets)
-            photo = read_picture(file, PX, fit)
-            plain = explained(photo, maps[0], PX)[0]
-            overlays = [explained(photo, heat, PX)[2] for heat in maps]
-            heads = ["photo", *words[: len(overlays)]]
-            shown.append(([plain, *overlays], heads, name))
+            close = values[:2] > CLOSE * values[0]
+            overlays = _overlays(subject, file, inputs, indices[:2][close])
+            shown.append((overlays, ["photo", *words[: len(overlays) - 1]], name))
 
+    request = {"ckpt": sha256(subject.path), "layer": layer, "pictures": list(map(str, files))}
     folder = open_folder(runtime, f"{subject.run}-pictures", request)
     if table:
-        header = ["name"]
-        for place in range(1, 1 + len(table[0]) // 2):
-            header += [f"class{place}", f"probability{place}"]
-        write_csv(folder / "predictions.csv", header, table)
+        places = range(1, 1 + len(table[0]) // 2)
+        header = [f"{word}{place}" for place in places for word in ("class", "probability")]
+        write_csv(folder / "predictions.csv", ["name", *header], table)
         _show(subject, shown, folder)
     unread = len(files) - len(table)
-    print(
-        f"{count(len(table), 'picture')}, {unread:,} left out; report: {folder / 'report.html'}"
-    )
+    print(f"{count(len(table), 'picture')}, {unread:,} left out; report: {folder / 'report.html'}")
     return int(unread > 0)
+
+
+def _read(subject: Subject, file: Path, size: int) -> np.ndarray:
+    """(3, size, size) uint8 of a picture, brought to that size as in training."""
+    return np.ascontiguousarray(read_picture(file, size, subject.card.get("fit", "pad")))
+
+
+def _overlays(subject: Subject, file: Path, inputs: Tensor, targets: Tensor) -> list[np.ndarray]:
+    """The photo, and for each target the photo under its heat map; (PX, PX, 3) uint8 each."""
+    maps = heat_maps(subject, inputs.repeat(len(targets), 1, 1, 1), targets)
+    photo = _read(subject, file, PX)
+    return [explained(photo, maps[0], PX)[0], *(explained(photo, heat, PX)[2] for heat in maps)]
 
 
 def find_pictures(paths: Sequence[str]) -> list[Path]:
@@ -119,15 +109,12 @@ def _show(subject: Subject, shown: Sequence[Strip], folder: Path) -> None:
     note = f"{subject.where}.\n{HEAT_NOTE}"
     captioned = [(pictures, heads, name[-40:]) for pictures, heads, name in shown]
     strips(captioned, 3, folder / "pictures.png", title, note)
-    lead = html.escape(f"{note} All predictions stand in predictions.csv.")
-    figures = []
+    body = f'<p class="lead">{note} All predictions stand in predictions.csv.</p>\n'
+    body += '<div class="photos">'
     for pictures, heads, name in shown:
-        cells = ""
+        body += "<figure>"
         for pixels, head in zip(pictures, heads):
             jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1])[1]
-            cells += f"<div>{picture(jpeg.tobytes(), 'jpeg')}{html.escape(head)}</div>"
-        figures.append(
-            f"<figure>{cells}<figcaption>{html.escape(name)}</figcaption></figure>"
-        )
-    body = f'<p class="lead">{lead}</p>\n<div class="photos">{"".join(figures)}</div>'
-    write_page(folder / "report.html", title, body)
+            body += f"<div>{picture(jpeg.tobytes(), 'jpeg')}{html.escape(head)}</div>"
+        body += f"<figcaption>{html.escape(name)}</figcaption></figure>"
+    write_page(folder / "report.html", title, f"{body}</div>")
