@@ -5,14 +5,17 @@ import hashlib
 import io
 import json
 import os
+import socket
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from common.errors import InputError, reason
 
+TIMEOUT_S = 8
 Json = dict[str, Any]  # an object of a JSON file, or what a checkpoint holds
 # Files whose publishers put the first digits of the sha256 into the name.
 PUBLISHED = ("efficientnet-b2-8bb594d6.pth", "efficientnet-lite2-9656183e.pth",
@@ -109,6 +112,23 @@ def check_named_digest(path: Path) -> None:
     if path.name in PUBLISHED and not sha256(path).startswith(prefix):
         raise InputError(f"{path} is damaged: its sha256 does not begin with {prefix}; "
                          "fetch it again")
+
+
+@contextlib.contextmanager
+def downloading(what: str, ways: str) -> Iterator[None]:
+    """Inside the block a connection may be silent for 8 seconds; a download that fails is one line.
+
+    Args:
+        what: subject of that line, ways: the other ways to get it.
+    """
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT_S)
+    try:
+        yield
+    except (OSError, HTTPException, RuntimeError, ValueError, EOFError) as error:
+        raise InputError(f"{what} cannot be downloaded ({reason(error)}): {ways}") from None
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def write_checkpoint(path: Path, value: Json) -> None:

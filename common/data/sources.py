@@ -1,10 +1,8 @@
 """Where the images come from: drawn, the official batches, class folders, or else a download."""
 import hashlib
-import http.client
 import io
 import os
 import pickle
-import socket
 import tarfile
 import tempfile
 from collections.abc import Sequence
@@ -22,6 +20,7 @@ from common.data.folders import read_tree
 from common.data.splits import Names, Splits, divide, make_splits
 from common.data.synthetic import draw
 from common.errors import InputError, reason
+from common.files import downloading
 
 URL = CIFAR10.url
 ARCHIVE_MD5 = CIFAR10.tgz_md5
@@ -29,7 +28,6 @@ BATCHES = dict(CIFAR10.train_list), dict(CIFAR10.test_list)  # file name -> md5
 FOLDER = "cifar-10-batches-py"
 ARCHIVE = Path(URL).name
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TIMEOUT_S = 8
 LAYOUTS = (f"{FOLDER} (from {URL}), train and test and/or val with the same class folders in each, "
            "or class folders alone, two at least; --synthetic needs none")
 
@@ -133,17 +131,10 @@ def _download(folder: Path, allowed: bool) -> None:
             raise InputError(f"no CIFAR-10 in {folder}, and --offline or --data-dir forbids a "
                              f"download: {ways}")
         part = f"{archive}.part"
-        before = socket.getdefaulttimeout()
-        try:
+        with downloading(f"no CIFAR-10 in {folder} and it", ways):
             folder.mkdir(parents=True, exist_ok=True)
-            socket.setdefaulttimeout(TIMEOUT_S)
             download_url(URL, folder, os.path.basename(part), ARCHIVE_MD5)
             os.replace(part, archive)
-        except (OSError, http.client.HTTPException, RuntimeError, ValueError, EOFError) as error:
-            raise InputError(f"no CIFAR-10 in {folder} and it cannot be downloaded "
-                             f"({reason(error)}): {ways}") from None
-        finally:
-            socket.setdefaulttimeout(before)
     try:
         with tempfile.TemporaryDirectory(dir=folder) as aside, tarfile.open(archive) as tar:
             tar.extractall(aside, filter="data")  # refuses links and paths that leave the folder

