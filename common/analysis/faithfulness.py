@@ -28,9 +28,8 @@ def heat_maps(subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
     return torch.cat(maps) if maps else torch.zeros(0, 1, 1)
 
 
-def _portions(
-    subject: Subject, images: Tensor, targets: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _portions(subject: Subject, images: Tensor,
+              targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Network inputs and classes, so many at a time that memory is bounded: 100 up to 141 px."""
     size = max(1, min(100, 2_000_000 // subject.input_size**2))
     for start in range(0, len(images), size):
@@ -46,19 +45,11 @@ def say_cost(subject: Subject, images: Tensor, tested: int) -> None:
     passes = len(images) + 3 * 2 * (STEPS + 1) * tested
     seconds = (time.perf_counter() - start) / len(some) * passes
     if seconds > LONG_S:
-        print(
-            f"takes about {duration(seconds)}; less with --limit or --faithfulness",
-            flush=True,
-        )
+        print(f"takes about {duration(seconds)}; less with --limit or --faithfulness", flush=True)
 
 
-def faithfulness(
-    subject: Subject,
-    images: Tensor,
-    targets: Tensor,
-    generator: torch.Generator,
-    groups: Mapping[str, Tensor],
-) -> Json:
+def faithfulness(subject: Subject, images: Tensor, targets: Tensor, generator: torch.Generator,
+                 groups: Mapping[str, Tensor]) -> Json:
     """Deletion and insertion curves of Grad-CAM, of random maps and of the centre prior.
 
     Args:
@@ -88,17 +79,16 @@ def faithfulness(
     areas = {kind: area(found) for kind, found in curves.items()}  # (2, N)
     gains = {kind: areas["gradcam"] - areas[kind] for kind in ("random", "centre")}
     every = torch.ones(len(images), dtype=torch.bool)
+    differences: Json = {}
+    for group, chosen in {"all": every, **groups}.items():
+        differences[group] = {
+            kind: _by_way(interval, gain[:, chosen]) for kind, gain in gains.items()}
     return {
         "images": len(images),
         "steps": STEPS,
         "fraction": [step / STEPS for step in range(STEPS + 1)],
         "curves": {kind: _by_way(_band, found) for kind, found in curves.items()},
-        "differences": {
-            group: {
-                kind: _by_way(interval, gain[:, chosen]) for kind, gain in gains.items()
-            }
-            for group, chosen in {"all": every, **groups}.items()
-        },
+        "differences": differences,
     }
 
 
@@ -125,9 +115,8 @@ def area(curves: Tensor) -> Tensor:
     return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
 
 
-def deletion_insertion(
-    model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor, steps: int = STEPS
-) -> Tensor:
+def deletion_insertion(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor,
+                       steps: int = STEPS) -> Tensor:
     """Deletion and insertion curves of `maps` (RISE, Petsiuk et al. 2018, arXiv:1806.07421).
 
     Deletion sets pixels to 0, the data set's mean colour once normalised, the highest of the map
@@ -176,9 +165,8 @@ def target_probs(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return probs.gather(1, targets[:, None])[:, 0]
 
 
-def random_maps(
-    n: int, h: int, w: int, generator: torch.Generator, grid: tuple[int, int] = (4, 4)
-) -> Tensor:
+def random_maps(n: int, h: int, w: int, generator: torch.Generator,
+                grid: tuple[int, int] = (4, 4)) -> Tensor:
     """(n, h, w) random maps in [0, 1], the control that a heat map must beat.
 
     Drawn on a `grid` of the compared layer's map size and enlarged like it: pixel noise removes a

@@ -33,14 +33,10 @@ def _accuracy(result: Json) -> str:
     low, high = map(percent, result["interval_95"])
     kind = f"synthetic {result['split']}" if result["synthetic"] else result["split"]
     images = count(result["images"], f"{kind} image")
-    words = (
-        f"It names {percent(result['top1'])} of {images} rightly "
-        f"({count(result['errors'], 'error')}; 95 % interval {low} to {high})."
-    )
+    words = (f"It names {percent(result['top1'])} of {images} rightly "
+             f"({count(result['errors'], 'error')}; 95 % interval {low} to {high}).")
     if is_uneven(result):
-        words += (
-            f" Classes are uneven: balanced accuracy is {percent(result['balanced_top1'])}."
-        )
+        words += f" Classes are uneven: balanced accuracy is {percent(result['balanced_top1'])}."
     return words
 
 
@@ -69,10 +65,8 @@ def _confidence(table: Json) -> str:
     """Whether it is as sure as it is right."""
     gap = table["overconfidence"]
     sure = ("as sure as", "surer than", "less sure than")[_side(gap)]
-    return (
-        f"It is {sure} it is right (mean confidence {percent(table['mean_confidence'])}, "
-        f"minus accuracy {span(gap, 2, 100)} points; ECE {percent(table['ece'])})."
-    )
+    return (f"It is {sure} it is right (mean confidence {percent(table['mean_confidence'])}, "
+            f"minus accuracy {span(gap, 2, 100)} points; ECE {percent(table['ece'])}).")
 
 
 def _faithful(test: Json) -> str:
@@ -92,11 +86,11 @@ def _sides(by: Json) -> tuple[int, int]:
 
 def _areas(by: Json) -> str:
     """Differences of areas to both controls with their intervals."""
-    return "; ".join(
-        f"areas against {name}: deletion {span(by[key]['deletion'])}, "
-        f"insertion {span(by[key]['insertion'])}"
-        for key, name in CONTROLS.items()
-    )
+    words = []
+    for key, name in CONTROLS.items():
+        deletion, insertion = span(by[key]["deletion"]), span(by[key]["insertion"])
+        words.append(f"areas against {name}: deletion {deletion}, insertion {insertion}")
+    return "; ".join(words)
 
 
 def claims(result: Json) -> list[Claim]:
@@ -105,9 +99,7 @@ def claims(result: Json) -> list[Claim]:
     Only for CIFAR-10's whole test set, of which the first report spoke. Confirmed and refuted need
     a 95 % interval wholly on one side; what it leaves undecided is open.
     """
-    if not (
-        result["is_cifar10"] and result["split"] == "test" and result["images"] == 10_000
-    ):
+    if not (result["is_cifar10"] and result["split"] == "test" and result["images"] == 10_000):
         return []
     return [_vehicles(result), _cat_and_dog(result), _birds(result), _planes(result)]
 
@@ -124,44 +116,34 @@ def _vehicles(result: Json) -> Claim:
 
 def _cat_and_dog(result: Json) -> Claim:
     """Cat and dog the main confusion: two counts differ where they lie 1.96 deviations apart."""
-    pairs = {
-        frozenset(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]
-    }
+    pairs = {frozenset(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]}
     own = pairs.pop(frozenset(("cat", "dog")), 0)
     other = max(pairs.values(), default=0)
     reach = 1.96 * (own + other) ** 0.5
     gap = own - other
     side = _side({"low": gap - reach, "high": gap + reach})
-    numbers = (
-        f"{own} errors are between cat and dog, {other} between the largest other pair."
-    )
+    numbers = f"{own} errors are between cat and dog, {other} between the largest other pair."
     return "Cat and dog are the main confusion", _verdict([side]), numbers
 
 
 def _birds(result: Json) -> Claim:
     """A bird's heat on its body, tested by what removing it does."""
     by = result["faithfulness"]["differences"]["bird"]
-    numbers = (
-        "CIFAR-10 has no outlines of its birds, so this is tested by what removing the heat does: "
-        f"more than removing random places or the middle? "
-        f"({count(by['random']['deletion']['n'], 'bird')}; {_areas(by)})"
-    )
+    birds = count(by["random"]["deletion"]["n"], "bird")
+    numbers = ("CIFAR-10 has no outlines of its birds, so this is tested by what removing the heat "
+               "does: more than removing random places or the middle? "
+               f"({birds}; {_areas(by)})")
     sides = _sides(by["random"]) + _sides(by["centre"])
-    return (
-        "A bird's heat lies on what decides, its body, not on branches",
-        _verdict(sides),
-        numbers,
-    )
+    claim = "A bird's heat lies on what decides, its body, not on branches"
+    return claim, _verdict(sides), numbers
 
 
 def _planes(result: Json) -> Claim:
     """A plane taken for a ship because of the lower half of the image."""
     below = result["planes_as_ships"]["heat_below"]["predicted"]
     mean, low, high = (percent(below[key], 1) for key in ("mean", "low", "high"))
-    numbers = (
-        f"In {count(below['n'], 'plane')} taken for ships {mean} of the heat for ship lies in the "
-        f"lower half ({low} to {high}). Colour itself was not tested."
-    )
+    numbers = (f"In {count(below['n'], 'plane')} taken for ships {mean} of the heat for ship lies "
+               f"in the lower half ({low} to {high}). Colour itself was not tested.")
     claim = "A plane is taken for a ship because of the (blue) lower half of the image"
     return claim, _verdict([_side(below, 0.5)]), numbers
 

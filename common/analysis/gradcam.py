@@ -40,9 +40,7 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
     """
     legal = named_maps(model, images.shape[-1])
     if layer not in legal:
-        raise ValueError(
-            f"{layer!r} is no layer with one map; choose from {', '.join(legal)}"
-        )
+        raise ValueError(f"{layer!r} is no layer with one map; choose from {', '.join(legal)}")
     captured: list[Tensor] = []
 
     def cut(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
@@ -62,26 +60,17 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
         score = logits.gather(1, targets.clone()[:, None]).sum()
         gradient = None
         if score.requires_grad:
-            gradient = torch.autograd.grad(score, captured, allow_unused=True)[
-                0
-            ]  # (N, C, h, w)
+            (gradient,) = torch.autograd.grad(score, captured, allow_unused=True)  # (N, C, h, w)
         if gradient is None:
-            raise ValueError(
-                f"layer {layer!r} does not reach the logits; name one that feeds the classifier"
-            )
-        weights = gradient.mean(
-            (2, 3)
-        )  # (N, C): how much the logit rises with each channel
+            raise ValueError(f"layer {layer!r} does not reach the logits; name one that feeds the "
+                             "classifier")
+        weights = gradient.mean((2, 3))  # (N, C): how much the logit rises with each channel
         maps = torch.einsum("nc,nchw->nhw", weights, captured[0].detach())
         maps = maps.relu()  # what speaks against the class is no evidence for it
         size = images.shape[-2:]
-        maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[
-            :, 0
-        ]
+        maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=False)[:, 0]
     peaks = maps.amax((1, 2), keepdim=True)  # (N, 1, 1)
-    return maps / peaks.clamp_min(
-        torch.finfo(maps.dtype).tiny
-    )  # a map of zeros stays zeros
+    return maps / peaks.clamp_min(torch.finfo(maps.dtype).tiny)  # a map of zeros stays zeros
 
 
 def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, int]]:
@@ -99,20 +88,15 @@ def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, i
     def note(module: nn.Module, _inputs: tuple, output: object) -> None:
         """Append the output's (C, h, w), or None for what is no 4-D tensor."""
         is_map = isinstance(output, Tensor) and output.ndim == 4
-        outputs.setdefault(names[module], []).append(
-            tuple(output.shape[1:]) if is_map else None
-        )
+        shape = tuple(output.shape[1:]) if is_map else None
+        outputs.setdefault(names[module], []).append(shape)
 
     with eval_fp32(model, weight.device), torch.no_grad(), ExitStack() as hooks:
         for module in names:
             if not isinstance(module, (nn.Identity, nn.ZeroPad2d)):
                 hooks.enter_context(module.register_forward_hook(note))
         model(weight.new_zeros(1, 3, image_size, image_size))
-    return {
-        name: shapes[0]
-        for name, shapes in outputs.items()
-        if len(shapes) == 1 and shapes[0]
-    }
+    return {name: shapes[0] for name, shapes in outputs.items() if len(shapes) == 1 and shapes[0]}
 
 
 def default_layer(model: nn.Module, image_size: int) -> str:
@@ -147,7 +131,5 @@ def _refuse_compiled(model: nn.Module) -> None:
     """Raise ValueError if any part of the model is compiled: hooks would be silently skipped."""
     for name, module in model.named_modules():
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise ValueError(
-                f"Grad-CAM needs the eager model, but {name or 'it'} is compiled; "
-                "load the checkpoint uncompiled"
-            )
+            raise ValueError(f"Grad-CAM needs the eager model, but {name or 'it'} is compiled; "
+                             "load the checkpoint uncompiled")

@@ -43,9 +43,7 @@ class Subject:
     def where(self) -> str:
         """Where the heat maps come from."""
         _, h, w = self.map
-        return (
-            f"Grad-CAM at {self.layer}: a map of {h}×{w} for {self.input_size}-pixel inputs"
-        )
+        return f"Grad-CAM at {self.layer}: a map of {h}×{w} for {self.input_size}-pixel inputs"
 
 
 def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
@@ -64,9 +62,8 @@ def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         agree, found = False, error
     if not agree:
-        raise InputError(
-            f"{path} does not describe itself ({found}): use a best.pt that this version wrote"
-        )
+        raise InputError(f"{path} does not describe itself ({found}): use a best.pt that this "
+                         "version wrote")
     prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
     chosen, shape = _pick_layer(model, size, layer)
     folder = path.resolve().parent
@@ -76,17 +73,14 @@ def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
     return Subject(path, run, model, card, recipe, classes, size, prepare, chosen, shape)
 
 
-def _pick_layer(
-    model: nn.Module, size: int, name: str | None
-) -> tuple[str, tuple[int, int, int]]:
+def _pick_layer(model: nn.Module, size: int,
+                name: str | None) -> tuple[str, tuple[int, int, int]]:
     """(layer, its map's (C, h, w)) for inputs of `size` pixels: the named one or the default."""
     maps = named_maps(model, size)
     layer = name or default_layer(model, size)
     if layer not in maps:
         legal = ", ".join(maps)
-        raise InputError(
-            f"--layer {layer}: the model has no such layer; choose from {legal}"
-        )
+        raise InputError(f"--layer {layer}: the model has no such layer; choose from {legal}")
     return layer, maps[layer]
 
 
@@ -98,10 +92,8 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
     """
     path, size = subject.path, subject.card["image_size"]
     if subject.recipe.synthetic and runtime.data_dir:
-        raise InputError(
-            f"--data-dir {runtime.data_dir}: {path} was trained on the drawn set, "
-            "which needs no data; leave the flag out"
-        )
+        raise InputError(f"--data-dir {runtime.data_dir}: {path} was trained on the drawn set, "
+                         "which needs no data; leave the flag out")
     if not subject.recipe.synthetic and not runtime.data_dir:
         # What the checkpoint remembers is no flag of the user's. CIFAR-10 may have moved to where
         # training looks for it; other data is nowhere else.
@@ -118,32 +110,24 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
         raise InputError(
             f"{path} knows {', '.join(subject.classes)} at {size} px, but the data has "
             f"{', '.join(splits.classes)} at {splits.image_size} px: give data of its kind by "
-            "--data-dir"
-        )
+            "--data-dir")
     return splits
 
 
-def pick_split(
-    subject: Subject,
-    splits: Splits,
-    name: str,
-    limit: int | None,
-    generator: torch.Generator,
-) -> Split:
+def pick_split(subject: Subject, splits: Splits, name: str, limit: int | None,
+               generator: torch.Generator) -> Split:
     """test or val, or `limit` of its images drawn at random; says so where the data has changed.
 
     Raises:
         InputError: val is asked for and is not what the checkpoint's training held out.
     """
     card = subject.card
-    changed = (
-        card.get("identity", splits.identity) != splits.identity
-    )  # old checkpoints have none
+    # Old checkpoints have no identity.
+    changed = card.get("identity", splits.identity) != splits.identity
     if name == "val" and (changed or card["split_hash"] != splits.split_hash):
-        raise InputError(
-            f"--split val: this data does not give the val images that {subject.path} held out: "
-            "give the data of its training with --data-dir, or use --split test"
-        )
+        raise InputError(f"--split val: this data does not give the val images that {subject.path} "
+                         "held out: give the data of its training with --data-dir, or use --split "
+                         "test")
     if changed:
         print("this data is not the training's: its images, labels or classes differ")
     split: Split = getattr(splits, name)

@@ -47,9 +47,7 @@ def write(folder: Path) -> Path:
     """
     result = read_json(folder / "analysis.json")
     lines = "\n".join(f"<li>{text(line)}</li>" for line in findings(result))
-    figures = {
-        path.stem: picture(path.read_bytes(), "png") for path in folder.glob("*.png")
-    }
+    figures = {path.stem: picture(path.read_bytes(), "png") for path in folder.glob("*.png")}
     body = fill(
         "report.html",
         **result,
@@ -60,9 +58,7 @@ def write(folder: Path) -> Path:
         rows=rows(map(_class_cells, best_and_worst(result["per_class"]))),
         figures=defaultdict(str, figures),
     )
-    title = (
-        f"{result['checkpoint']['run']}: what it gets wrong, how sure it is, where it looks"
-    )
+    title = f"{result['checkpoint']['run']}: what it gets wrong, how sure it is, where it looks"
     return write_page(folder / "report.html", title, EMPTY.sub("", body))
 
 
@@ -101,6 +97,5 @@ def text(value: Any) -> str:
 
 def picture(content: bytes, kind: str) -> str:
     """An image element that holds its picture."""
-    return (
-        f'<img alt="" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
-    )
+    coded = base64.b64encode(content).decode()
+    return f'<img alt="" src="data:image/{kind};base64,{coded}">'

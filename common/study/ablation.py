@@ -163,9 +163,7 @@ def conclusions(table: Json) -> list[str]:
         name = row["arm"].removeprefix("EfficientNetB2_")
         words.append(f"{name}: {_effect(row)}{_report(row)}.")
     if effects and not learned(table):
-        words.append(
-            "No arm does much better than guessing: the runs are too short to compare."
-        )
+        words.append("No arm does much better than guessing: the runs are too short to compare.")
     return [*words, *(f"{name}: {why}" for name, why in table["gaps"].items())]
 
 
@@ -231,10 +229,8 @@ def markdown(table: Json) -> str:
     shows as well."""
     versions = table["versions"] or {}
     start = table["weights"] or "pretrained weights"
-    about = (
-        f"{table['source']}; the control starts from {start}; {versions.get('hardware')}, "
-        f"torch {versions.get('torch')}, commit {versions.get('git_commit')}."
-    )
+    about = (f"{table['source']}; the control starts from {start}; {versions.get('hardware')}, "
+             f"torch {versions.get('torch')}, commit {versions.get('git_commit')}.")
     said = "\n".join(f"- {sentence}" for sentence in conclusions(table))
     return f"{about}\n\n{tables.markdown(grid(table))}\n{METHOD}\n\n{said}\n"
 
@@ -248,9 +244,7 @@ def write(table: Json, study: Path) -> None:
     write_csv(study / "ablation.csv", columns, rows)
     text = markdown(table)
     if learned(table):
-        text += (
-            "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
-        )
+        text += "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
         title = f"What each arm costs: ablation {study.name} ({table['source']})"
         figures.ablation(table["rows"], study / "ablation.png", title)
     write_text(study / "ablation.md", text)

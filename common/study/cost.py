@@ -112,11 +112,8 @@ def latency(
     taken: list[float] = []
     warm_up = samples // 10 + 1
     end = time.perf_counter() + seconds
-    while (
-        len(taken) < warm_up + 3
-        or len(taken) < warm_up + samples
-        and time.perf_counter() < end
-    ):
+    enough, limit = warm_up + 3, warm_up + samples
+    while len(taken) < enough or len(taken) < limit and time.perf_counter() < end:
         started = time.perf_counter()
         forward()
         if device.type == "cuda":
@@ -124,9 +121,8 @@ def latency(
         taken.append((time.perf_counter() - started) * 1e3)
     ranks = torch.tensor([0.5, 0.9, 0.99])
     values = torch.tensor(taken[warm_up:]).quantile(ranks).tolist()
-    return {
-        f"latency_ms_{name}{rank}": value for rank, value in zip(("", "_p90", "_p99"), values)
-    }
+    keys = (f"latency_ms_{name}{rank}" for rank in ("", "_p90", "_p99"))
+    return dict(zip(keys, values))
 
 
 def measure(
@@ -152,9 +148,8 @@ def measure(
 
     def prepare(n: int, training: bool) -> tuple[nn.Module, torch.Tensor]:
         twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-        images = torch.rand(n, *input_size, device=device).to(
-            memory_format=torch.channels_last
-        )
+        images = torch.rand(n, *input_size, device=device)
+        images = images.to(memory_format=torch.channels_last)
         return twin.requires_grad_(True).train(training), images
 
     def forward(twin: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -90,12 +90,9 @@ def floor() -> None:
     graph, _ = record(lambda: [x.add_(1) for _ in range(1000)], torch.cuda.Stream())
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     copy = min(timed(source.clone) for _ in range(5))
-    print(
-        f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}"
-    )
-    print(
-        f"{1e3 * timed(graph.replay, 20):.2f} µs an addition, copy {2**31 / copy / 1e9:.0f} GB/s"
-    )
+    addition = 1e3 * timed(graph.replay, 20)
+    print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}")
+    print(f"{addition:.2f} µs an addition, copy {2**31 / copy / 1e9:.0f} GB/s")
 
 
 def captured() -> None:

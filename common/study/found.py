@@ -94,6 +94,19 @@ def groups(found: Sequence[Found]) -> list[list[Found]]:
     return list(alike.values())
 
 
+def of_row(found: Sequence[Found], row: Row) -> tuple[list[list[Found]], list[list[Found]]]:
+    """Groups of a row's runs: those that stand for it, and all others.
+
+    For a row stand the runs of its own command; where there are none, those on all training
+    images that differ least from it.
+    """
+    mine = groups([run for run in found if run.row is row])
+    mine.sort(key=lambda runs: len(row.changes(runs[0].recipe)))
+    whole = [runs for runs in mine if not runs[0].recipe["train_limit"]]
+    own = [runs for runs in whole if not row.changes(runs[0].recipe)] or whole[:1]
+    return own, [runs for runs in mine if runs not in own]
+
+
 def copy(source: Path, target: Path, figures: bool = True) -> int:
     """Copy the small files of all finished work in `source` but that on drawn images, with its
     figures or without; the number of places."""

@@ -135,9 +135,8 @@ def plain_train(case: Case) -> Iterator[float]:
 def our_preprocess(case: Case) -> Preprocess:
     """From uint8 to network input, as the training scripts do it."""
     splits, recipe = case.splits, case.recipe
-    return Preprocess(
-        splits.mean, splits.std, recipe.resize, Augmentation.of(recipe), case.device
-    )
+    spec = Augmentation.of(recipe)
+    return Preprocess(splits.mean, splits.std, recipe.resize, spec, case.device)
 
 
 def our_step(case: Case, capture: bool = False, compiled: bool = False) -> TrainStep:

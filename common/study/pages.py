@@ -9,7 +9,7 @@ from common.config import Recipe
 from common.files import Json, read_json
 from common.metrics import t_interval
 from common.study import ablation
-from common.study.found import Found, find, groups
+from common.study.found import Found, find, groups, of_row
 from common.study.rows import FREE, ROWS, STARTS, Row
 from common.study.tables import markdown
 from common.words import duration, number, percent
@@ -142,21 +142,14 @@ def _spread(shares: Sequence[float]) -> str:
 
 
 def results(found: Sequence[Found], heads: Sequence[str] = HEADS) -> tuple[str, str]:
-    """Two tables: a line for each row, and one for each other setting that was run.
-
-    A row shows the runs of its own command; where there are none, those on all training images
-    that differ least from it, with their settings.
-    """
+    """Two tables: a line for each row, and one for each other setting that was run."""
     asked, other = [], []
     for row in ROWS:
-        mine = groups([run for run in found if run.row is row])
-        mine.sort(key=lambda runs: len(row.changes(runs[0].recipe)))
-        whole = [runs for runs in mine if not runs[0].recipe["train_limit"]]
-        own = [runs for runs in mine if not row.changes(runs[0].recipe)] or whole[:1]
+        own, rest = of_row(found, row)
         asked += [line(row, runs) for runs in own]
         if not own and "FILE" not in row.command:
             asked.append(unmeasured(row))
-        other += [line(row, runs) for runs in mine if runs not in own]
+        other += [line(row, runs) for runs in rest]
     return _table(asked, heads), _table(other, heads)
 
 
@@ -194,9 +187,7 @@ def best_analysis(target: Path) -> Json | None:
     """The published analysis, of all test images, of the checkpoint with the best val accuracy."""
     keys = ("split", "request", "checkpoint")
     found = [read_json(path, keys) for path in sorted(target.glob("analyze/*/analysis.json"))]
-    whole = [
-        one for one in found if one["split"] == "test" and one["request"]["limit"] is None
-    ]
+    whole = [one for one in found if one["split"] == "test" and one["request"]["limit"] is None]
     return max(whole, key=lambda one: one["checkpoint"]["metrics"]["val_top1"], default=None)
 
 
@@ -249,9 +240,7 @@ def overview(target: Path) -> str:
     for run in found:
         place = quote(run.folder.relative_to(target).as_posix())
         test, words = percent(run.result["test_top1"]), " ".join(run.result["diagnosis"])
-        parts["runs"] += RUN.format(
-            place=place, test=test, weights=run.weights, diagnosis=words
-        )
+        parts["runs"] += RUN.format(place=place, test=test, weights=run.weights, diagnosis=words)
     for path in sorted(target.glob("bench*.json")):
         bench = read_json(path, ("environment", "results"))
         parts["speed"] += SPEED.format(

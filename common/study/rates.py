@@ -95,12 +95,8 @@ def profile(case: Case) -> Json:
     with torch.profiler.profile(activities=activities, acc_events=True) as trace:
         step = timed(lambda: next(steps), PROFILED_STEPS)
     order = "self_device_time_total" if case.cuda else "self_cpu_time_total"
-    lines = (
-        trace.key_averages().table(order, row_limit=15, max_name_column_width=60).splitlines()
-    )
-    print(
-        f"\n{case}: {1e3 * step:.2f} ms a step under the profiler, {PROFILED_STEPS} steps",
-        *lines,
-        sep="\n",
-    )
+    table = trace.key_averages().table(order, row_limit=15, max_name_column_width=60)
+    lines = table.splitlines()
+    print(f"\n{case}: {1e3 * step:.2f} ms a step under the profiler, {PROFILED_STEPS} steps")
+    print(table)
     return {**case.about, "step_seconds": step, "steps": PROFILED_STEPS, "table": lines}

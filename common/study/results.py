@@ -112,9 +112,8 @@ def main() -> None:
         raise InputError(
             f"{given.runs} is no folder: train first, or give the folder of the run folders"
         )
-    print(
-        f"{publish(given.runs, given.target, given.tuning)} results published in {given.target}"
-    )
+    places = publish(given.runs, given.target, given.tuning)
+    print(f"{places} results published in {given.target}")
 
 
 if __name__ == "__main__":

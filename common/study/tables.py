@@ -3,17 +3,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-TEXT = (
-    "run",
-    "arm",
-    "weights",
-    "hardware",
-    "command",
-    "network",
-    "variant",
-    "kernel",
-    "precision",
-)
+TEXT = ("run", "arm", "weights", "hardware", "command", "network", "variant", "precision")
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -33,7 +23,6 @@ def markdown(grid: Sequence[Sequence[str]]) -> str:
         if head in TEXT:
             columns.append([cell.ljust(width) for cell in (head, "-" * width, *cells)])
         else:
-            columns.append(
-                [cell.rjust(width) for cell in (head, "-" * (width - 1) + ":", *cells)]
-            )
+            rule = "-" * (width - 1) + ":"
+            columns.append([cell.rjust(width) for cell in (head, rule, *cells)])
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*columns))
