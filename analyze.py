@@ -109,7 +109,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     scores.write_tables(folder, result, rows)
     figures.confusion(result, folder)
     figures.reliability(result, folder)
-    figures.class_bars(result, folder)
+    figures.recall_and_precision(result, folder)
     figures.faithfulness(result, folder)
     for figure, some in shown.items():
         if some:

@@ -90,8 +90,8 @@ def reliability(result: Json, folder: Path) -> None:
         figure.legend(loc="outside lower center", ncols=3, fontsize=8)
 
 
-def class_bars(result: Json, folder: Path) -> None:
-    """Saves recall of classes as bars with 95 % intervals, precision as a mark; best on top."""
+def recall_and_precision(result: Json, folder: Path) -> None:
+    """Saves recall of classes with 95 % intervals, and precision as a mark; best on top."""
     rows = best_and_worst(result["per_class"])
     at = range(len(rows))
     recall, precision = (
@@ -103,14 +103,13 @@ def class_bars(result: Json, folder: Path) -> None:
              f"{result['title']}")
     with new_figure(folder / "per_class.png", title, (7, 1.6 + 0.33 * len(rows))) as figure:
         axes = figure.subplots()
-        axes.barh(at, 100 * recall, 0.66, color="#5BA3D0", label="recall: the share found",
-                  xerr=100 * np.abs(ends.T - recall), capsize=2.5)
-        axes.plot(100 * precision, at, "|", color=ACCENT, ms=15, mew=3,
-                  label="precision: the share of its predictions that is right")
-        axes.set(xlabel="percent, with the 95 % interval of recall", xlim=(0, 100))
+        axes.errorbar(100 * recall, at, xerr=100 * np.abs(ends.T - recall), fmt="o", color=VAL,
+                      capsize=2.5, label="recall, the share found, with its 95 % interval")
+        axes.plot(100 * precision, at, "|", color=ACCENT, ms=12, mew=3,
+                  label="precision, the share of its predictions that is right")
+        axes.set(xlabel="percent")
         axes.set_yticks(at, names)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.grid(False, axis="y")
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
 
 
@@ -172,10 +171,10 @@ def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: s
     """Saves strips of pictures, an inch each, with words above and below, in `columns`."""
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
-    wide = 0.25 + max(len(pictures) for pictures, _, _ in parts)
+    wide = 0.35 + max(len(pictures) for pictures, _, _ in parts)
     lines = max(len(heads[:1]) + caption.count("\n") for _, heads, caption in parts)
     high = 1.25 + 0.14 * lines
-    size = (1.1 * columns * wide, 1.1 * rows * high + 0.9)
+    size = (1.1 * columns * wide, 1.1 * rows * high + (0.9 if note else 0.5))
     with new_figure(path, title, size, note) as figure:
         axes = figure.subplots()
         for number, (pictures, heads, caption) in enumerate(parts):

@@ -222,7 +222,7 @@ def test_the_report_stands_alone_and_shows_the_numbers_of_analysis_json(
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """No figures: they take most of the time of a small analysis."""
-    for name in ("confusion", "class_bars", "reliability", "cases", "faithfulness"):
+    for name in ("confusion", "recall_and_precision", "reliability", "cases", "faithfulness"):
         monkeypatch.setattr(figures, name, lambda *_, **__: None)
 
 

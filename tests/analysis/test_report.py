@@ -274,7 +274,7 @@ def test_many_classes_are_shown_by_their_worst_and_best(
         {**row, "class": f"c{k}", "recall": k / 1500, "recall_interval_95": [0, 1]}
         for k in range(1500)
     ]
-    figures.class_bars(result, tmp_path)
+    figures.recall_and_precision(result, tmp_path)
     shown = [label.get_text() for label in kept[0].axes[0].get_yticklabels()]
     assert len(shown) == 40 and shown[0].startswith("c1499") and shown[-1].startswith("c0 ")
     assert kept[0].get_figheight() < 16 and "40 of 1,500 classes" in kept[0].get_suptitle()
@@ -366,7 +366,7 @@ def test_curves_and_classes_without_intervals_are_drawn(
         curve["deletion"] = {"mean": [0.9, 0.1], "low": [None] * 2, "high": [None] * 2}
     figures.faithfulness(result, tmp_path)
     result["per_class"][0].update(support=0, recall=None, precision=None, recall_interval_95=None)
-    figures.class_bars(result, tmp_path)
+    figures.recall_and_precision(result, tmp_path)
     assert all(
         cv2.imread(str(tmp_path / name)).shape[1] > 900
         for name in ("faithfulness.png", "per_class.png")
