@@ -79,7 +79,8 @@ def test_a_second_signal_between_two_operators_leaves_at_once(end: Run) -> None:
 
 
 def test_a_signal_in_the_last_step_is_not_lost(end: Run) -> None:
-    done = end("with deferred_signals() as check:\n    os.kill(os.getpid(), signal.SIGINT)\nprint('never')")
+    block = "with deferred_signals() as check:\n    os.kill(os.getpid(), signal.SIGINT)"
+    done = end(f"{block}\nprint('never')")
     assert (done.returncode, done.stdout) == (130, "")
 
 

@@ -44,7 +44,8 @@ def confusion(result: Json, folder: Path) -> None:
     counts, classes = np.array(result["confusion"]), result["classes"]
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
-    shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
+    ranked = np.argsort(-errors, kind="stable")
+    shown = np.sort(ranked[:MAX_CLASSES])
     cells = np.ix_(shown, shown)
     k, names = len(shown), [short(classes[i]) for i in shown]
     note = "Images, and their percentage of all images of the true class."
@@ -80,8 +81,9 @@ def reliability(result: Json, folder: Path) -> None:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         upper.plot([0, 1], [0, 1], "--", color=MUTED, linewidth=1.2, label="as sure as right")
         upper.bar(left, accuracy, color="#BFDCEC", label="accuracy of a bin", **bars)
-        upper.errorbar(confidence, accuracy, np.abs(ends.T - accuracy), fmt="o", color=VAL,
-                       capsize=2, label="its 95 % interval, at its mean confidence")
+        reach = np.abs(ends.T - accuracy)
+        upper.errorbar(confidence, accuracy, reach, fmt="o", color=VAL, capsize=2,
+                       label="its 95 % interval, at its mean confidence")
         upper.set(title=numbers, ylabel="accuracy", ylim=(0, 1.02))
         lower.bar(left, count, color=MUTED, **bars)
         lower.set(xlabel="confidence: the probability of the predicted class", ylabel="images")

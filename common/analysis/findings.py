@@ -51,13 +51,17 @@ def _classes(result: Json) -> str:
     rows = [row for row in result["per_class"] if row["support"]]
     rows.sort(key=lambda row: -row["recall"])
     named = [f"{row['class']} {percent(row['recall'], 1)}" for row in rows]
-    return f"Found best: {', '.join(named[:2])}; least often: {', '.join(named[:-3:-1])}."
+    best, worst = ", ".join(named[:2]), ", ".join(named[:-3:-1])
+    return f"Found best: {best}; least often: {worst}."
 
 
 def _confusions(result: Json) -> str:
     """The pairs that are confused most."""
     pairs = result["most_confused_pairs"][:3]
-    named = [f"{' and '.join(pair['classes'])} ({pair['images']:,})" for pair in pairs]
+    named = []
+    for pair in pairs:
+        one, other = pair["classes"]
+        named.append(f"{one} and {other} ({pair['images']:,})")
     return f"Most confused: {', '.join(named)}."
 
 

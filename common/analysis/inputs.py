@@ -56,9 +56,10 @@ def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
     model, card = load_model(path, device)
     try:
         recipe = Recipe(**card["recipe"])
-        size = card["image_size"] * card["resize"]
-        found = (recipe.model, size, len(card["mean"]), len(card["std"]))
-        agree = found == (card["arch"]["name"], card["probe"]["inputs"].shape[-1], 3, 3)
+        size, inputs = card["image_size"] * card["resize"], card["probe"]["inputs"]
+        channels = len(card["mean"]), len(card["std"])
+        found = (recipe.model, size, channels)
+        agree = found == (card["arch"]["name"], inputs.shape[-1], (3, 3))
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         agree, found = False, error
     if not agree:

@@ -66,7 +66,8 @@ def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime
             overlays = _overlays(subject, file, inputs, indices[:2][close])
             shown.append((overlays, ["photo", *words[: len(overlays) - 1]], name))
 
-    request = {"ckpt": sha256(subject.path), "layer": layer, "pictures": list(map(str, files))}
+    pictures = list(map(str, files))
+    request = {"ckpt": sha256(subject.path), "layer": layer, "pictures": pictures}
     folder = open_folder(runtime, f"{subject.run}-pictures", request)
     if table:
         places = range(1, 1 + len(table[0]) // 2)
@@ -74,7 +75,8 @@ def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime
         write_csv(folder / "predictions.csv", ["name", *header], table)
         _show(subject, shown, folder)
     unread = len(files) - len(table)
-    print(f"{count(len(table), 'picture')}, {unread:,} left out; report: {folder / 'report.html'}")
+    read = count(len(table), "picture")
+    print(f"{read}, {unread:,} left out; report: {folder / 'report.html'}")
     return int(unread > 0)
 
 

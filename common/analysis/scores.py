@@ -94,11 +94,11 @@ def interval(values: Tensor) -> dict[str, float | int | None]:
 def predictions(logits: Tensor, split: Split, classes: Sequence[str]) -> list[Json]:
     """One row an image: file, classes, confidence, loss in nats, the second class and its own."""
     top = logits.double().softmax(1).topk(2)
-    losses = F.cross_entropy(logits.double(), split.labels, reduction="none").tolist()
-    columns = (split.index.tolist(), split.names, split.labels.tolist(), losses, top.values.tolist(),
-               top.indices.tolist())
+    losses = F.cross_entropy(logits.double(), split.labels, reduction="none")
+    numbers = (split.index, split.labels, losses, top.values, top.indices)
+    lists = [column.tolist() for column in numbers]
     rows = []
-    for index, name, label, loss, (sure, less), (first, second) in zip(*columns):
+    for name, index, label, loss, (sure, less), (first, second) in zip(split.names, *lists):
         rows.append({
             "index": index, "name": name, "true": classes[label], "predicted": classes[first],
             "confidence": sure, "loss": loss, "second": classes[second],
@@ -117,11 +117,15 @@ def examples(rows: Sequence[Json], order: Sequence[int], confusions: Sequence[Js
         errors: so many errors with the highest loss.
     """
     kinds = defaultdict(list)  # (true, predicted) -> positions
+    wrong = []
     for i in order:
-        kinds[rows[i]["true"], rows[i]["predicted"]].append(i)
-    wrong = [i for i in order if rows[i]["true"] != rows[i]["predicted"]]
+        true, predicted = rows[i]["true"], rows[i]["predicted"]
+        kinds[true, predicted].append(i)
+        if true != predicted:
+            wrong.append(i)
     wrong.sort(key=lambda i: -rows[i]["loss"])
-    right = [kinds[name, name][:3] for name in sorted({true for true, _ in kinds})]
+    names = sorted({true for true, _ in kinds})
+    right = [kinds[name, name][:3] for name in names]
     found = [kinds[one["true"], one["predicted"]] for one in confusions]
     return {
         "errors": wrong[:errors],

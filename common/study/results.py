@@ -6,8 +6,8 @@
 
 A row holds the runs that its command gives, one per seed, or where there are none the nearest
 on all training images, with its settings; other settings get a table of their own. What has not
-been run stands in the table as "not measured". Runs on drawn images are left out, and so are figures that show images of the
-data set: the right to publish those is not ours to give.
+been run stands in the table as "not measured". Runs on drawn images are left out, and so are
+figures that show images of the data set: the right to publish those is not ours to give.
 """
 import argparse
 from pathlib import Path
