@@ -256,14 +256,15 @@ def _recipe_in_words(recipe: Recipe, images: int) -> str:
 
 
 def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, recipe: Recipe) -> None:
-    """cifar10_sample_images.png and augmented_batch.png, from a generator of their own: training is
+    """cifar10_sample_images.png and augmented_batch.png, from generators of their own: training is
     not touched."""
     train, classes = splits.train, splits.classes
     sample_grid(train.images.cpu().numpy(), train.labels.cpu().numpy(), classes,
                 folder / "cifar10_sample_images.png", f"Training images ({splits.source})")
     device = train.labels.device
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed))
+    some = order[:MAX_TILES].to(device)
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    some = torch.randperm(len(train), generator=generator, device=device)[:MAX_TILES]
     batch = prepare.train(train.images[some], generator)
     batch = batch * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
     augmented_batch(batch.cpu().numpy(), train.labels[some].cpu().numpy(), classes,
