@@ -92,9 +92,6 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
         InputError: no data, or data with other classes or of another image size.
     """
     path, size = subject.path, subject.card["image_size"]
-    if subject.recipe.synthetic and runtime.data_dir:
-        raise InputError(f"--data-dir {runtime.data_dir}: {path} was trained on the drawn set, "
-                         "which needs no data; leave the flag out")
     if not subject.recipe.synthetic and not runtime.data_dir:
         # What the checkpoint remembers is no flag of the user's. CIFAR-10 may have moved to where
         # training looks for it; other data is nowhere else.

@@ -426,7 +426,7 @@ def test_what_a_checkpoint_remembers_is_no_flag_of_the_users(drawn: Path, tmp_pa
     one = inputs.open_subject(str(drawn), None, torch.device("cpu"))
     one.card["data_dir"] = str(tmp_path)
     assert inputs.open_splits(one, Runtime(device="cpu")).source == "synthetic"
-    with pytest.raises(InputError, match="needs no data; leave the flag out"):
+    with pytest.raises(InputError, match="no effect on drawn images"):
         inputs.open_splits(one, Runtime(device="cpu", data_dir=str(tmp_path)))
 
 
