@@ -477,7 +477,7 @@ BAD = {
     "strange recipe": "does not describe itself",
     "resize": "does not describe itself",
     "mean": "does not describe itself",
-    "--data-dir": "needs no data",
+    "--data-dir": "no effect on drawn images",
     "no data": "--data-dir",
     "fewer classes": "but the data has airplane, automobile, bird at",
     "another split": "held out",
