@@ -19,9 +19,9 @@ PADDING_IMAGE_SIZE = 260
 class DepthwiseConv(torch.autograd.Function):
     """A depthwise convolution whose weight gradient is summed tap by tap; elsewhere as `F.conv2d`.
 
-    On a CPU oneDNN takes 50 to 140 ms for the weight gradient of one layer whose kernel is larger
-    than its map (B2 at 64 px, batch 125, one core with AVX2), half of B2's step; the k² products
-    below take 0.1 to 10 ms, since most taps of such a kernel meet few pixels and much padding.
+    On a CPU oneDNN takes 130 to 330 ms for the weight gradient of one layer whose kernel is larger
+    than its map (B2 at 64 px, batch 125, one core with AVX2), half of B2's step; the products below
+    take 1 to 35 ms, since most taps of such a kernel meet few pixels and much padding.
     """
 
     @staticmethod
