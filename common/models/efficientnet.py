@@ -39,13 +39,13 @@ class DepthwiseConv(torch.autograd.Function):
         # Channels last: every sum below runs along whole vectors of channels.
         x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # (N, H, W, C), (N, h, w, C)
         taps = range(weight.shape[2])
-        rows, columns = (
-            [meeting(tap - padding, stride, x.shape[axis], grad.shape[axis]) for tap in taps]
-            for axis in (1, 2))
+        # Maps are square: rows and columns meet alike.
+        meets = [meeting(tap - padding, stride, x.shape[1], grad.shape[1]) for tap in taps]
         grad_weight = torch.empty_like(weight)
         for i, j in itertools.product(taps, repeat=2):
-            seen = x[:, rows[i][0], columns[j][0]]
-            grad_weight[:, 0, i, j] = (seen * grad[:, rows[i][1], columns[j][1]]).sum((0, 1, 2))
+            (seen_rows, rows), (seen_columns, columns) = meets[i], meets[j]
+            products = x[:, seen_rows, seen_columns] * grad[:, rows, columns]
+            grad_weight[:, 0, i, j] = products.sum((0, 1, 2))
         return grad_x, grad_weight, None, None
 
 
