@@ -52,35 +52,32 @@ def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Json]:
     over the turns."""
     tried = {"captured": case.cuda, "compiled": compiled}
     print(f"\n{case}")
-    running, cold = {}, {}
+    running: dict[str, Iterator] = {}
+    samples: dict[str, list[float]] = {}
+    cold: dict[str, float] = {}
     for label, make in VARIANTS.items():
         if not tried.get(label.split()[-1], True):
             continue
         try:
             steps = make(case)
             cold[label] = timed(lambda: next(steps))
-            running[label] = steps
         except Exception as error:  # a variant that this machine cannot run is a result, too
             print(f"  {label}: not measured ({reason(error)})")
-    samples: dict[str, list[float]] = {label: [] for label in VARIANTS if label in running}
+            continue
+        running[label], samples[label] = steps, []
     for _ in range(turns):
-        for label, taken in samples.items():
-            taken.append(case.recipe.batch_size / pace(running[label], seconds))
+        for label, steps in running.items():
+            samples[label].append(case.recipe.batch_size / pace(steps, seconds))
+    medians = {label: statistics.median(taken) for label, taken in samples.items()}
     results = []
-    for label, taken in samples.items():
-        rate = statistics.median(taken)
-        ratio = rate / statistics.median(samples[label.split()[0] + " plain"])
-        print(
-            f"  {label:<22}{rate:>11,.0f} images/s{ratio:>8.2f} x plain{cold[label]:>8.2f} s cold",
-            flush=True,
-        )
-        figures = {
-            "images_per_s": rate,
-            "samples": taken,
-            "ratio_to_plain": ratio,
-            "cold_seconds": cold[label],
-        }
-        results.append({**case.about, "variant": label, **figures})
+    for label, rate in medians.items():
+        ratio = rate / medians[label.split()[0] + " plain"]
+        print(f"  {label:<22}{rate:>11,.0f} images/s{ratio:>8.2f} x plain{cold[label]:>8.2f} s cold",
+              flush=True)
+        results.append({
+            **case.about, "variant": label, "images_per_s": rate, "samples": samples[label],
+            "ratio_to_plain": ratio, "cold_seconds": cold[label],
+        })
     return results
 
 
