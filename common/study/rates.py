@@ -72,8 +72,8 @@ def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Json]:
     results = []
     for label, rate in medians.items():
         ratio = rate / medians[label.split()[0] + " plain"]
-        print(f"  {label:<22}{rate:>11,.0f} images/s{ratio:>8.2f} x plain{cold[label]:>8.2f} s cold",
-              flush=True)
+        figures = f"{rate:>11,.0f} images/s{ratio:>8.2f} x plain{cold[label]:>8.2f} s cold"
+        print(f"  {label:<22}{figures}", flush=True)
         results.append({
             **case.about, "variant": label, "images_per_s": rate, "samples": samples[label],
             "ratio_to_plain": ratio, "cold_seconds": cold[label],
