@@ -12,7 +12,6 @@ Every arm is train_effnet.py with --resize 2 and one change. A finished run is s
 interrupted one goes on, a failed one is marked and leaves the others running.
 """
 import argparse
-import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from pathlib import Path
 import train_effnet
 from common.config import (Parser, Recipe, Runtime, add_flags, checked, collect,
                            refuse_without_effect)
-from common.errors import InputError, run_script
+from common.errors import run_script
 
 CONTROL = "EfficientNetB2_Pretrained"
 ARMS = {
@@ -37,49 +36,22 @@ FLAGS = (
 RUNTIME_FLAGS = (  # no --resume: a rerun goes on by itself
     "data_dir", "offline", "device", "amp", "compile", "deterministic", "out", "run_name", "smoke",
 )  # fmt: skip
-SMOKE = train_effnet.SMOKE["efficientnet_b2"] | {
-    "pretrained": True,
-    "train_limit": 200,
-    "val_size": 100,
-    "head_epochs": 1,
-    "epochs": 1,
-    "batch_size": 25,
-}
-Job = tuple[str, int]  # an arm and a seed
+SMOKE = train_effnet.SMOKE["efficientnet_b2"] | dict(
+    pretrained=True, train_limit=200, val_size=100, head_epochs=1, epochs=1, batch_size=25)
 
 
 def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
-    """What this script alone asks for (arms, seeds, shard, collect), the control's recipe,
-    and the runtime."""
+    """What this script alone asks for, the control's recipe, and the runtime."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    group = parser.add_argument_group("ablation")
-    group.add_argument("--all", action="store_true", help="all five arms")
-    group.add_argument(
-        "--arms",
-        nargs="+",
-        choices=list(ARMS),
-        metavar="ARM",
-        help=f"some of: {', '.join(ARMS)}",
-    )
-    group.add_argument(
-        "--seeds",
-        nargs="+",
-        type=checked(int, 0, 2**31 - 1),
-        default=[0],
-        metavar="N",
-        help="runs of each arm (default: 0)",
-    )
-    group.add_argument(
-        "--shard", metavar="I/N", help="run the I-th of N parts of arms × seeds, I from 1"
-    )
-    group.add_argument(
-        "--collect",
-        action="store_true",
-        help="train nothing: merge finished runs, name what is missing",
-    )
-    group.add_argument(
-        "--recipe", choices=("default", "report"), default="default", help="of train_effnet.py"
-    )
+    add = parser.add_argument_group("ablation").add_argument
+    add("--all", action="store_true", help="all five arms")
+    add("--arms", nargs="+", choices=list(ARMS), metavar="ARM", help=f"some of: {', '.join(ARMS)}")
+    add("--seeds", nargs="+", type=checked(int, 0, 2**31 - 1), default=[0], metavar="N",
+        help="runs of each arm (default: 0)")
+    add("--shard", metavar="I/N", help="run the I-th of N parts of arms × seeds, I from 1")
+    add("--collect", action="store_true",
+        help="train nothing: merge finished runs, name what is missing")
+    add("--recipe", choices=("default", "report"), default="default", help="of train_effnet.py")
     add_flags(parser, replace(train_effnet.DEFAULT, resize=2), FLAGS)
     add_flags(parser, Runtime(), RUNTIME_FLAGS)
     given = parser.parse_args()
@@ -91,9 +63,8 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     # An effect is a difference to the control.
     given.arms = arms if CONTROL in arms else [CONTROL, *arms]
     runtime = collect(given, Runtime())
-    base = replace(
-        train_effnet.RECIPES[given.recipe], resize=2, **(SMOKE if runtime.smoke else {})
-    )
+    smoke = SMOKE if runtime.smoke else {}
+    base = replace(train_effnet.RECIPES[given.recipe], resize=2, **smoke)
     control = collect(given, base)
     refuse_without_effect(given, control, runtime)
     if not runtime.run_name:
@@ -101,16 +72,6 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
         name = control.name(runtime.data_dir or "", base).removesuffix("-seed0")
         runtime = replace(runtime, run_name=kind + name)
     return given, control, runtime
-
-
-def share(jobs: list[Job], shard: str | None) -> list[Job]:
-    """This shard's jobs, dealt in turn so that every shard gets every kind of arm."""
-    if shard is None:
-        return jobs
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise InputError(f"--shard {shard} must be I/N with I from 1 to N, as 2/5")
-    return jobs[int(match[1]) - 1 :: int(match[2])]
 
 
 def train(recipe: Recipe, runtime: Runtime, folder: Path) -> None:
@@ -121,24 +82,21 @@ def train(recipe: Recipe, runtime: Runtime, folder: Path) -> None:
     train_effnet.train(recipe, own, script=f"{study.parent.name}/{study.name}", publish=False)
 
 
-def run_job(job: Job, control: Recipe, runtime: Runtime, study: Path) -> None:
-    """Train one arm with one seed, unless it is finished; its cost is measured beside it,
-    and a failure is marked.
+def run_job(job: tuple[str, int], control: Recipe, runtime: Runtime, study: Path) -> None:
+    """Train one arm with one seed, unless it is finished, and measure its cost beside it.
 
-    A run that was made with other settings is such a failure: two studies never mix in one
-    folder."""
+    A run of other settings is a failure, too: two studies never mix in one folder."""
     from common.study.ablation import measure_cost
+    from common.study.arms import attempt
 
     arm, seed = job
     folder = study / f"{arm}-seed{seed}"
-    mark = study / f"{folder.name}.FAILED"
-    try:
+
+    def work() -> None:
         train(replace(control, seed=seed, **ARMS[arm]), runtime, folder)
         measure_cost(folder, runtime, quick=runtime.smoke)
-        mark.unlink(missing_ok=True)
-    except Exception as error:  # the other arms go on; a signal is no Exception and stops them all
-        print(f"FAILED {folder.name}: {error}", flush=True)
-        mark.write_text(f"{type(error).__name__}: {error}\n")
+
+    attempt(folder, work)
 
 
 def weights_for_smoke(control: Recipe, runtime: Runtime, study: Path) -> str:
@@ -154,6 +112,8 @@ def weights_for_smoke(control: Recipe, runtime: Runtime, study: Path) -> str:
 
 
 def main() -> int:
+    from common.study.arms import share
+
     given, control, runtime = parse()
     jobs = [(arm, seed) for seed in given.seeds for arm in given.arms]
     mine = share(jobs, given.shard)

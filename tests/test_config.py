@@ -191,10 +191,13 @@ def test_what_the_recipe_itself_holds_is_never_refused() -> None:
     """Only what the user gave can lack an effect."""
     nothing = argparse.Namespace()
     recipe = Recipe(synthetic=True, fit="crop", weights="w.pth", stem="imagenet")
-    refuse_without_effect(nothing, recipe, Runtime(data_dir="d"))
-    ask("--offline --synthetic")
-    ask("--train-limit 30 --smoke")
-    ask("--weights w.pth --smoke")
+    assert refuse_without_effect(nothing, recipe, Runtime(data_dir="d")) is None
+    with pytest.raises(InputError, match="--fit has no effect"):  # the same, but given
+        refuse_without_effect(argparse.Namespace(fit="crop"), recipe, Runtime())
+    drawn, runtime = ask("--offline --synthetic")
+    assert drawn.synthetic and runtime.offline
+    assert ask("--train-limit 30 --smoke")[0].train_limit == 30
+    assert ask("--weights w.pth --smoke")[0].weights == "w.pth"
 
 
 @pytest.mark.parametrize("bounds", [{"low": 0}, {"low": 0, "high": 1}])

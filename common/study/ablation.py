@@ -7,6 +7,7 @@ from common.config import Runtime
 from common.files import Json, read_json, write_csv, write_json, write_text
 from common.metrics import t_interval
 from common.study import figures, tables
+from common.study.arms import failure_mark
 from common.study.cost import measure
 from common.training.run import load_model
 from common.training.runtime import amp_dtype, pick_device
@@ -87,7 +88,7 @@ def collect(
     for arm in arms:
         for seed in seeds:
             folder = study / f"{arm}-seed{seed}"
-            mark = study / f"{folder.name}.FAILED"
+            mark = failure_mark(folder)
             if mark.is_file():
                 gaps[folder.name] = f"FAILED: {mark.read_text().strip()}"
             elif (folder / "result.json").is_file():

@@ -58,7 +58,11 @@ def study(found: Sequence[Found], path: Path) -> None:
 
     Of a row's runs on all training images those count that are nearest to its command.
     """
-    lines = {row: runs for row in ROWS for runs in of_row(found, row)[0][:1]}
+    lines = {}
+    for row in ROWS:
+        own, _ = of_row(found, row)
+        if own:
+            lines[row] = own[0]
     height = 1.6 + 0.42 * len(lines)
     with new_figure(path, "CIFAR-10: what each step brings", (8, height), NOTE) as figure:
         axes = figure.subplots()

@@ -6,8 +6,8 @@
     python -m common.study.reproduce --smoke          # every step on drawn images
 
 Finished runs are skipped and interrupted ones go on, so the same command may be given
-again. A step that fails leaves the others running, is named at the end, and the exit code
-is 1. At the end docs/results and the guides' tables are written anew.
+again; the bench, the analysis and the pages are made anew. A step that fails leaves the others
+running, is named at the end, and the exit code is 1.
 """
 import argparse
 import shlex

@@ -1,6 +1,7 @@
 """A run's folder, its history, its checkpoints, and going on where it stopped."""
 import copy
 import filecmp
+import itertools
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -300,15 +301,18 @@ def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> str:
     try:
         with atomic(target) as file:
             file.write(best.read_bytes())
-            file.flush()
-            known = not target.exists() or any(
-                filecmp.cmp(target, other, shallow=False) for other in copies)
-            if not known:
-                number = 1
-                while (aside := target.with_name(f"best.{number}.pt")).exists():
-                    number += 1
+            file.flush()  # a full disk shows here, before anything of the user's is moved
+            same = (filecmp.cmp(target, other, shallow=False) for other in copies)
+            if target.exists() and not any(same):
+                aside = _free_name(target)
                 os.replace(target, aside)
                 note = f" (the file that was there is now {aside})"
     except OSError as error:
         return f"{best} is not copied to {target} ({error.strerror}): name it by its own path"
     return f"{best} -> {target}{note}"
+
+
+def _free_name(file: Path) -> Path:
+    """The first of best.1.pt, best.2.pt, … that no file has, for a file best.pt."""
+    names = (f"{file.stem}.{number}{file.suffix}" for number in itertools.count(1))
+    return next(path for path in map(file.with_name, names) if not path.exists())

@@ -17,6 +17,7 @@ from common.config import Runtime
 from common.errors import InputError, RunError
 from common.files import write_csv
 from common.models import weights
+from common.study.arms import share
 from common.study.ablation import (
     best_checkpoint, collect, conclusions, learned, markdown, mcnemar_exact, write,
 )  # fmt: skip
@@ -47,7 +48,7 @@ def test_the_control_is_the_pretrained_recipe_at_64_px():
 
 def test_shards_share_all_jobs_and_none_twice():
     jobs = [(arm, seed) for seed in range(3) for arm in ablation.ARMS]
-    parts = [ablation.share(jobs, f"{i}/4") for i in range(1, 5)]
+    parts = [share(jobs, f"{i}/4") for i in range(1, 5)]
     assert sorted(sum(parts, [])) == sorted(jobs)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
