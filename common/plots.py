@@ -39,7 +39,7 @@ def short(name: str, most: int = 18) -> str:
 
 
 @contextmanager
-def mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int,
+def mosaic(path: Path, title: str, tiles: np.ndarray, tile_px: int,
            below: float = 0.0) -> Iterator[Axes]:
     """Axes that show (rows, columns, 3, H, W) uint8 tiles at about `tile_px`, one unit each way
     per tile.
@@ -48,14 +48,13 @@ def mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int,
     figure's size and enlarge the saved file. `below` leaves white under a tile, as a share of its
     height.
     """
-    rows, columns, _, height, width = tiles.shape
-    gap = 2  # white pixels between tiles
-    cell = height + gap + round(below * height), width + gap
-    canvas = np.full((rows, cell[0], columns, cell[1], 3), 255, np.uint8)
-    canvas[:, :height, :, :width] = tiles.transpose(0, 3, 1, 4, 2)
-    canvas = canvas.reshape(rows * cell[0], columns * cell[1], 3)
-    scale = max(1, round(tile_px / height)) / STYLE["savefig.dpi"]
-    size = canvas.shape[1] * scale, canvas.shape[0] * scale
+    pixels, gap = tiles.shape[3], 2  # white pixels between tiles
+    scale = max(1, round(tile_px / pixels)) / STYLE["savefig.dpi"]
+    white = [(0, 0), (0, 0), (0, 0), (0, gap + round(below * pixels)), (0, gap)]
+    tiles = np.pad(tiles, white, constant_values=255)
+    rows, columns, channels, height, width = tiles.shape
+    canvas = tiles.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
+    size = columns * width * scale, rows * height * scale
     with new_figure(path, "", size, layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
         axes.imshow(canvas, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
@@ -67,7 +66,7 @@ def mosaic(path: str | Path, title: str, tiles: np.ndarray, tile_px: int,
 
 
 @contextmanager
-def new_figure(path: str | Path, title: str, size: tuple[float, float], note: str = "",
+def new_figure(path: Path, title: str, size: tuple[float, float], note: str = "",
                layout: str | None = "constrained") -> Iterator[Figure]:
     """A styled figure of `size` inches, at most 30 a side, saved to `path` when the block ends
     well. Every text in it is shown as it is, `$` and `_` included."""
@@ -84,7 +83,7 @@ def new_figure(path: str | Path, title: str, size: tuple[float, float], note: st
                 if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
                     axis.set_major_formatter(LogFormatter())  # powers of ten without markup
                     axis.set_minor_formatter(LogFormatter())
-        _save(figure, Path(path))
+        _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -12,6 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import logging
+import mmap
 import os
 import platform
 import re
@@ -146,14 +147,11 @@ def closure(lines: Iterable[str], extras: Iterable[str] = (),
 def rust_marks(path: Path) -> list[str] | None:
     """Rust's marks in a compiled file, which is read whole; None for a file that is not compiled
     code."""
-    marks, window = set(), b""
-    with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 20):
-            if not window and not block.startswith(COMPILED):
-                return None
-            window = window[-32:] + block  # a mark may lie across two blocks
-            marks.update(mark.decode() for mark in MARKS if mark in window)
-    return sorted(marks) if window else None
+    with open(path, "rb") as file:
+        if not file.read(8).startswith(COMPILED):
+            return None
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return [mark.decode() for mark in MARKS if content.find(mark) >= 0]
 
 
 def scan(distributions: Iterable[Distribution]) -> tuple[int, list[str]]:

@@ -98,12 +98,12 @@ def test_augmented_batch_clips_and_names_its_tiles(tmp_path: Path, kept: list[Fi
 @pytest.mark.parametrize("number", [1, 3, 9])
 def test_augmented_batch_of_few_images(number: int, tmp_path: Path) -> None:
     images, labels = solid([(90, 30, 60)], each=number)
-    augmented_batch(images / np.float32(255), labels, ["one"], tmp_path / "few.png")
+    augmented_batch(images / np.float32(255), labels, ["one"], tmp_path / "few.png", "")
     assert count(tmp_path / "few.png", (90, 30, 60)) == pytest.approx(number * 128**2, rel=0.03)
 
 
 def test_curves_mark_stage_and_best_epoch(tmp_path: Path, kept: list[Figure]) -> None:
-    curves(history(4, 8), tmp_path / "c.png", "synthetic: B2", note="a note")
+    curves(history(4, 8), tmp_path / "c.png", "synthetic: B2")
     loss, accuracy, *rates = kept[0].axes
     assert len(rates) == 2
     for axes in kept[0].axes:
@@ -116,7 +116,7 @@ def test_curves_mark_stage_and_best_epoch(tmp_path: Path, kept: list[Figure]) ->
     assert {"best epoch: 11, val 90.00 %", "stage finetune begins"} < {*legend}
     for axes in rates:
         assert axes.get_xlim() == loss.get_xlim()
-    assert kept[0].get_suptitle() == "synthetic: B2" and kept[0].get_supxlabel() == "a note"
+    assert kept[0].get_suptitle() == "synthetic: B2"
 
 
 def test_curves_of_one_stage_have_no_stage_line(tmp_path: Path, kept: list[Figure]) -> None:

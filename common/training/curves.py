@@ -20,8 +20,8 @@ SPIKE = 2.0  # the loss axis ends at this many times the highest loss after the 
 NUMBERS = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1", "lr")
 
 
-def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: str | Path,
-                title: str = "") -> None:
+def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: Path,
+                title: str) -> None:
     """Save one labelled row of ten images per class, at most 20 classes.
 
     Args:
@@ -41,8 +41,8 @@ def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: 
         axes.set_yticks(np.arange(shown) + 0.5, [short(name) for name in classes[:shown]])
 
 
-def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], path: str | Path,
-                    title: str = "") -> None:
+def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], path: Path,
+                    title: str) -> None:
     """Save the first 32 images of a batch as the network sees them, each above its class name.
 
     Args:
@@ -50,22 +50,22 @@ def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], pa
         labels: (N,) integers that index `classes`.
         path: the figure's file; its ending gives the format.
     """
-    count = min(len(images), MAX_TILES)
-    columns = min(count, 8)
-    rows = -(-count // columns)
-    tiles = np.full((rows * columns, *images.shape[1:]), 255, np.uint8)
-    tiles[:count] = np.round(np.clip(images[:count], 0, 1) * 255)
-    tiles = tiles.reshape(rows, columns, *images.shape[1:])
+    some = np.round(images[:MAX_TILES].clip(0, 1) * 255)
+    columns = min(len(some), 8)
+    # White tiles complete the last row.
+    lacking = -len(some) % columns
+    white = np.full((lacking, *images.shape[1:]), 255)
+    tiles = np.concatenate([some, white]).astype(np.uint8)
+    tiles = tiles.reshape(-1, columns, *images.shape[1:])
     with mosaic(path, title, tiles, tile_px=128, below=0.2) as axes:
-        for index, label in enumerate(labels[:count]):
+        for index, label in enumerate(labels[:MAX_TILES]):
             row, column = divmod(index, columns)
             # About as wide as a tile at this size.
             name = short(classes[int(label)], 14)
             axes.text(column + 0.5, row + 0.84, name, ha="center", va="top", fontsize=7)
 
 
-def curves(history: Sequence[Json], path: str | Path, title: str,
-           note: str = LOSS_NOTE) -> None:
+def curves(history: Sequence[Json], path: Path, title: str) -> None:
     """Save loss and accuracy by epoch over a strip of the learning rate, stage starts dashed and
     the best epoch marked.
 
@@ -73,13 +73,12 @@ def curves(history: Sequence[Json], path: str | Path, title: str,
         history: rows with stage, epoch (1-based across stages), train_loss, train_top1, val_loss,
             val_top1 (top-1 as fractions) and lr.
         path: the figure's file; its ending gives the format.
-        note: the line under the panels.
     """
     values = {key: np.array([float(row[key]) for row in history]) for key in NUMBERS}
     epochs, best = values["epoch"], list(history).index(best_row(history))
     stages = [str(row["stage"]) for row in history]
     starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
-    with new_figure(path, title, (9, 4.6), note) as figure:
+    with new_figure(path, title, (9, 4.6), LOSS_NOTE) as figure:
         panels = figure.subplots(2, 2, sharex=True, height_ratios=(4, 1))
         loss, accuracy = panels[0]
         _train_and_val(loss, values, best, "loss")

@@ -1,7 +1,7 @@
 """What a training history says: its phases, whether the net over- or underfits, and why, in words.
 """
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -23,25 +23,22 @@ STILL_RISING = 0.01  # val top-1 gained per epoch at the end: training was stopp
 MIN_VAL = 200  # images; with fewer, one image moves the curves by as much as a phase does
 AT_CHANCE = 1.5  # times the share of one class: a best val top-1 below that is guessing
 
-
 COLUMNS = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1")
-Phase = tuple[str, int, int]  # name, first and last epoch
-Curves = dict[str, ndarray]  # the history's columns, and the `gap` of train - val top-1
+Phase = tuple[str, int, int, str]  # name, indices of its first and last epoch, what happened
+Curves = dict[str, ndarray]  # the history's columns
 
 
-@dataclass(frozen=True)
-class Diagnosis:
-    """Phases, fit and words; epochs are 1-based and ranges include both ends."""
+class Diagnosis(NamedTuple):
+    """What a history says; epochs are 1-based and ranges include both ends."""
 
-    phases: list[Phase]
+    phases: list[tuple[str, int, int]]  # name, first and last epoch
     gap: float  # train - val top-1, fraction
     verdict: str  # overfit | underfit | good fit | nothing learned | too short to tell
     words: list[str]  # whole sentences
 
 
-def diagnose(history: Sequence[Json], *, classes: int = 10,
-             clean_train_top1: float | None = None, regularised: bool = False,
-             val_images: int = MIN_VAL) -> Diagnosis:
+def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int = 10,
+             regularised: bool = False, val_images: int = MIN_VAL) -> Diagnosis:
     """Phases, verdict and words computed from a run's history; several stages count as one.
 
     Phases are found on curves averaged over three epochs, the numbers in `words` are the rows' own:
@@ -51,44 +48,36 @@ def diagnose(history: Sequence[Json], *, classes: int = 10,
 
     Args:
         history: rows with epoch, train_loss, train_top1, val_loss, val_top1 (top-1 as fractions).
+        clean_train_top1: the best epoch's weights on train images without augmentation and dropout,
+            compared with that epoch's val top-1.
         classes: how many there are.
-        clean_train_top1: the best epoch's weights on train images without augmentation and dropout;
-            compared with that epoch's val top-1, it replaces the last epoch's running figure.
         regularised: train_top1 was measured under augmentation or dropout.
         val_images: how many val has; of a small one no phases are told.
-
-    Raises:
-        ValueError: `history` is empty.
     """
-    if not history:
-        raise ValueError("history has no epochs: train for at least one")
     curves = {key: np.array([float(row[key]) for row in history]) for key in COLUMNS}
-    curves["gap"] = curves["train_top1"] - curves["val_top1"]
     turn = _turn(curves)
     phases = _phases(curves, turn) if val_images >= MIN_VAL else []
-    words = [_sentence(curves, phase) for phase in phases]
+    epochs, words, spans = curves["epoch"].astype(int).tolist(), [], []
+    for name, first, last, said in phases:
+        start, end = epochs[first], epochs[last]
+        span = f"epochs {start}-{end}" if start < end else f"epoch {start}"
+        words.append(f"{name.capitalize()}, {span}: {said}.")
+        spans.append((name, start, end))
 
-    if clean_train_top1 is None:
-        at, what, when = len(history) - 1, "Train", "last"
-        train = curves["train_top1"][at]
-    else:
-        at, what, when = list(history).index(best_row(history)), "Plain train images", "best"
-        train = clean_train_top1
-    running, val = curves["train_top1"][at], curves["val_top1"][at]
-    epoch, gap = int(curves["epoch"][at]), float(train - val)
-    words.append(f"{what} {percent(train)}, val {percent(val)} at the {when} epoch ({epoch}): "
-                 f"gap {_points(gap)}.")
+    best = list(history).index(best_row(history))
+    running, val = curves["train_top1"][best], curves["val_top1"][best]
+    gap = float(clean_train_top1 - val)
+    words.append(f"Plain train images {percent(clean_train_top1)}, val {percent(val)} at the best "
+                 f"epoch ({epochs[best]}): gap {_points(gap)}.")
     if regularised:
         where = "below" if running < val else "above"
         if percent(running) == percent(val):
             where = "equal to"
         words.append(f"During that epoch, augmented, train accuracy was {percent(running)}, "
                      f"{where} val: the two are not the same measurement.")
-    verdict, reason = _verdict(curves["val_top1"], train, gap, turn is not None, classes)
+    verdict, reason = _verdict(curves["val_top1"], clean_train_top1, gap, turn is not None, classes)
     words.append(f"Verdict: {verdict}. {reason}")
-    epochs = curves["epoch"].astype(int).tolist()
-    named = [(name, epochs[first], epochs[last]) for name, first, last in phases]
-    return Diagnosis(named, gap, verdict, words)
+    return Diagnosis(spans, gap, verdict, words)
 
 
 def _turn(curves: Curves) -> int | None:
@@ -106,42 +95,31 @@ def _turn(curves: Curves) -> int | None:
 
 
 def _phases(curves: Curves, turn: int | None) -> list[Phase]:
-    """The phases that there are, with the indices of their first and last epoch."""
-    phases, last = [], len(curves["gap"]) - 1
-    val = _smooth(curves["val_top1"])
+    """The phases that there are, told with the rows' own numbers."""
+    phases, top1 = [], curves["val_top1"]
+    gap, last = curves["train_top1"] - top1, len(top1) - 1
+    val = _smooth(top1)
     rise = val.max() - val[0]
     if rise >= MIN_PROGRESS:
-        risen = val >= val[0] + FAST_SHARE * rise
-        phases.append(("fast learning", 0, int(risen.argmax())))
+        end = int((val >= val[0] + FAST_SHARE * rise).argmax())
+        said = f"val accuracy {percent(top1[0])} to {percent(top1[end])}"
+        phases.append(("fast learning", 0, end, said))
     # Divergence begins after the last epoch with a narrow gap.
-    narrow = np.flatnonzero(_smooth(curves["gap"]) <= OPEN_GAP)
+    narrow = np.flatnonzero(_smooth(gap) <= OPEN_GAP)
     opens = int(narrow[-1]) + 1 if len(narrow) else 0
     closes = last if turn is None else turn
     if opens <= closes:
-        phases.append(("divergence", opens, closes))
+        said = (f"the train-val gap is {_points(gap[opens])} where it opens and "
+                f"{_points(gap[closes])} at the end")
+        phases.append(("divergence", opens, closes, said))
     if turn is not None:
-        phases.append(("overfitting", turn + 1, last))
+        val_loss, train_loss = (
+            f"from {number(loss[turn])} to {number(loss[-1])}"
+            for loss in (curves["val_loss"], curves["train_loss"]))
+        said = (f"val loss turns at epoch {curves['epoch'][turn]:.0f} and rises {val_loss} "
+                f"while train loss falls {train_loss}")
+        phases.append(("overfitting", turn + 1, last, said))
     return phases
-
-
-def _sentence(curves: Curves, phase: Phase) -> str:
-    """What happened in a phase, with the rows' own numbers."""
-    name, first, last = phase
-    epoch = curves["epoch"].astype(int)
-    gap, top1 = curves["gap"], curves["val_top1"]
-    if name == "fast learning":
-        said = f"val accuracy {percent(top1[first])} to {percent(top1[last])}"
-    elif name == "divergence":
-        said = (f"the train-val gap is {_points(gap[first])} where it opens and "
-                f"{_points(gap[last])} at the end")
-    else:
-        turn = first - 1
-        val, train = ([number(curves[key][at]) for at in (turn, last)]
-                      for key in ("val_loss", "train_loss"))
-        said = (f"val loss turns at epoch {epoch[turn]} and rises from {val[0]} to {val[1]} "
-                f"while train loss falls from {train[0]} to {train[1]}")
-    span = f"epochs {epoch[first]}-{epoch[last]}" if first < last else f"epoch {epoch[first]}"
-    return f"{name.capitalize()}, {span}: {said}."
 
 
 def _verdict(val_top1: ndarray, train: float, gap: float, turned: bool,

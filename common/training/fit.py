@@ -116,13 +116,13 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
     before = len(run.history) - done
     total = total_epochs or before + stage.epochs
     stage = replace(stage, lr=fit_lr(stage.lr, len(splits.train), recipe))
-    step = _make_step(model, splits, recipe, prepare, amp, run.optimizer_state if done else None)
+    step = _make_step(model, splits, recipe, prepare, amp, run.optimizer_state if done else {})
 
     with _saved(run, step.batch_size), deferred_signals() as check:
         forward = _capture(step, splits.val.images)
         if not run.history:
             # Finds an unwritable folder before the first epoch, and lets --resume work at once.
-            run.keep(model, step.optimizer, stage.name)
+            run.keep(model, step.optimizer)
             run.save(force=True)
 
         for epoch in range(done, stage.epochs):
@@ -138,7 +138,7 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
             seconds = time.perf_counter() - start
             rate = step.steps * step.batch_size / (trained - start)
 
-            run.keep(model, step.optimizer, stage.name, {
+            run.keep(model, step.optimizer, {
                 "stage": stage.name, "epoch": number, "train_loss": train_loss,
                 "train_top1": train_top1, "val_loss": val_loss, "val_top1": val_top1,
                 "lr": lrs[0], "seconds": seconds, "images_per_s": rate,
@@ -160,14 +160,14 @@ def _gave_up(run: Run, stage: Stage) -> bool:
 
 
 def _make_step(model: nn.Module, splits: Splits, recipe: Recipe, prepare: Preprocess,
-               amp: dtype | None, optimizer_state: Json | None) -> TrainStep:
-    """The stage's step; its optimiser goes on from `optimizer_state` if there is one."""
+               amp: dtype | None, optimizer_state: Json) -> TrainStep:
+    """The stage's step; its optimiser goes on from `optimizer_state` unless that is empty."""
     train = splits.train
     batch_size = fit_batch_size(len(train), recipe.batch_size)
     if batch_size == 1:
         _refuse_single_values(model, prepare.clean(train.images[:1]))
     optimizer = make_optimizer(model, recipe, train.labels.device)
-    if optimizer_state is not None:
+    if optimizer_state:
         # Momentum and the like of a resumed stage; the learning rate is the schedule's.
         optimizer.load_state_dict(optimizer_state)
     weights = class_weights(train.labels, len(splits.classes)) if recipe.class_weights else None

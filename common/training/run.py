@@ -1,10 +1,9 @@
 """A run's folder, its history, its checkpoints, and going on where it stopped."""
-import copy
 import filecmp
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,15 +42,14 @@ class Run:
     derived from it.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, card: Json) -> None:
-        self.folder, self.recipe, self.card = folder, recipe, card
+    def __init__(self, folder: Path, card: Json) -> None:
+        self.folder, self.card = folder, card
         self.history: list[Json] = []
-        self.best_weights: dict[str, Tensor] | None = None
-        self.optimizer_state: Json | None = None
-        self._state: Json | None = None  # of model and optimiser after the last whole epoch
-        self._stage: str | None = None  # which that epoch belongs to
-        self._best_on_disk: int | None = None  # its epoch
-        self._next_save = float("-inf")
+        self.best_weights: Json = {}
+        self.optimizer_state: Json = {}  # of the run that is resumed
+        self._state: Json = {}  # of model and optimiser after the last whole epoch
+        self._best_on_disk = 0  # its epoch
+        self._next_save = 0.0
 
     @property
     def best(self) -> Json | None:
@@ -67,25 +65,22 @@ class Run:
         values = [row["val_top1"] for row in self.history if row["stage"] == stage]
         return len(values) - 1 - values.index(max(values)) if values else 0
 
-    def keep(self, model: nn.Module, optimizer: Optimizer, stage: str,
-             row: Json | None = None) -> None:
+    def keep(self, model: nn.Module, optimizer: Optimizer, row: Json | None = None) -> None:
         """Copy the state after a whole epoch, on its device, to be written whenever the run stops;
         `row` is the epoch's line of the history."""
         # References to living tensors, which the next step changes: hence the copy.
-        state = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
-        self._state = _copied(state, self._state if self._stage == stage else None)
-        self._stage = stage
+        self._state = _copied({"weights": model.state_dict(), "optimizer": optimizer.state_dict()})
         if row is not None:
             self.history.append(row)
             if self.best is row:
-                self.best_weights = _copied(state["weights"], self.best_weights)
+                self.best_weights = self._state["weights"]
 
     def save(self, force: bool = False) -> None:
         """Write best.pt, last.pt and history.csv as of the last whole epoch, if `force` or if
         enough has been done since the last time."""
-        if self._state is None or not force and time.monotonic() < self._next_save:
-            return
         start, best, state = time.monotonic(), self.best, self._state
+        if not state or not force and start < self._next_save:
+            return
         # best.pt before last.pt: a resumed run must find the best epoch of its history on the disk.
         if best is not None and best["epoch"] != self._best_on_disk:
             write_checkpoint(self.folder / "best.pt", {
@@ -94,9 +89,8 @@ class Run:
             })
             self._best_on_disk = best["epoch"]
         write_checkpoint(self.folder / "last.pt", {
-            **self.card, "weights": state["weights"], "training": {
-                "stage": self._stage, "history": self.history, "optimizer": state["optimizer"],
-            },
+            **self.card, "weights": state["weights"],
+            "training": {"history": self.history, "optimizer": state["optimizer"]},
         })
         if self.history:  # this file tells that an epoch was finished
             rows = (row.values() for row in self.history)
@@ -132,30 +126,12 @@ class Run:
                              "restore it, or choose a new --name") from None
 
 
-def _copied(value: Any, buffers: Any) -> Any:
-    """A deep copy of nested dictionaries, lists and tensors.
-
-    Args:
-        buffers: an earlier copy, whose memory is used again where the tensors are as many; a
-            copy to the device's memory is then a few launches.
-    """
-    sources, targets = list(_tensors(value)), list(_tensors(buffers))
-    if len(sources) != len(targets):
-        return copy.deepcopy(value)
-    devices = [tensor.device for tensor in targets]
-    if [tensor.device for tensor in sources] != devices:  # best.pt of a resumed run, from the disk
-        return copy.deepcopy(value)
-    torch._foreach_copy_(targets, sources)
-    return buffers
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested dictionaries and lists, in their order."""
-    if isinstance(value, Tensor):
-        yield value.detach()
-    elif isinstance(value, (dict, list)):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _tensors(part)
+def _copied(value: Any) -> Any:
+    """Nested dictionaries with a copy of every tensor, each on its device."""
+    # copy.deepcopy does the same, at several times the cost of a copy on a GPU.
+    if isinstance(value, dict):
+        return {key: _copied(part) for key, part in value.items()}
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def best_row(history: Iterable[Json]) -> Json:
@@ -195,13 +171,11 @@ def open_folder(script: str, recipe: Recipe, runtime: Runtime, data: dict[str, s
         InputError: the folder holds a run and --resume is absent, --resume finds another recipe or
             other data, or another process trains there.
     """
-    base = Path(runtime.out) / script
-    name = runtime.run_name or recipe.name()
-    folder, number = base / name, 1
-    while runtime.smoke and not (runtime.name_given or runtime.resume) and _holds_run(folder):
+    folder = Path(runtime.out, script, runtime.run_name or recipe.name())
+    if runtime.smoke and not (runtime.name_given or runtime.resume):
         # A trial run never stands in the way of the next one.
-        number += 1
-        folder = base / f"{name}-{number}"
+        later = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+        folder = next(path for path in itertools.chain([folder], later) if not _holds_run(path))
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     if runtime.resume and (folder / "recipe.json").is_file():
@@ -288,11 +262,11 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     return model.to(device), checkpoint
 
 
-def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> str:
-    """Copy a run's best.pt to `target`, and say so in one line.
+def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> Path:
+    """Copy a run's best.pt to `target`, say so in one line, and return where it can be named.
 
     A file that is there already, and of which no run has a copy, takes another name. Where nothing
-    can be written, the line says that.
+    can be written, the line says that, and `best` is returned.
 
     Args:
         runs: the folder of all run folders.
@@ -304,15 +278,12 @@ def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> str:
             file.flush()  # a full disk shows here, before anything of the user's is moved
             same = (filecmp.cmp(target, other, shallow=False) for other in copies)
             if target.exists() and not any(same):
-                aside = _free_name(target)
+                names = (target.with_suffix(f".{number}.pt") for number in itertools.count(1))
+                aside = next(path for path in names if not path.exists())
                 os.replace(target, aside)
                 note = f" (the file that was there is now {aside})"
     except OSError as error:
-        return f"{best} is not copied to {target} ({error.strerror}): name it by its own path"
-    return f"{best} -> {target}{note}"
-
-
-def _free_name(file: Path) -> Path:
-    """The first of best.1.pt, best.2.pt, … that no file has, for a file best.pt."""
-    names = (f"{file.stem}.{number}{file.suffix}" for number in itertools.count(1))
-    return next(path for path in map(file.with_name, names) if not path.exists())
+        print(f"{best} is not copied to {target} ({error.strerror}): name it by its own path")
+        return best
+    print(f"{best} -> {target}{note}")
+    return target

@@ -3,6 +3,7 @@ import ctypes
 import os
 import platform
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,26 +145,18 @@ def environment(device: torch.device) -> Json:
 def _cpu_name() -> str:
     """The processor's name as Linux gives it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        found = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        pass
-    return platform.machine()
+        found = None
+    return found[1] if found else platform.machine()
 
 
 def _git_commit() -> str | None:
     """Short hash of the project's commit, with `+` if files differ from it; None outside of git."""
-    git = ["git", "-C", str(Path(__file__).parent)]
+    words = ["describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        commit = _output([*git, "rev-parse", "--short=12", "HEAD"])
-        changed = _output([*git, "status", "--porcelain", "--untracked-files=no"])
-    except (OSError, subprocess.SubprocessError):
+        done = subprocess.run(["git", "-C", str(Path(__file__).parent), *words], timeout=5,
+                              capture_output=True, text=True)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    return commit + ("+" if changed else "")
-
-
-def _output(command: list[str]) -> str:
-    """What a command prints."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
-    return done.stdout.strip()
+    return done.stdout.strip() or None

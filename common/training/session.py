@@ -1,23 +1,22 @@
 """What every training script does before its first epoch and after its last."""
-import filecmp
 import gc
 import shlex
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import nn
 
 from common.config import PROCESS_START, Recipe, Runtime, Stage
 from common.data.augment import Augmentation, Preprocess
 from common.data.sources import load_splits
-from common.data.splits import Split, Splits
+from common.data.splits import Splits
 from common.errors import Interrupted
 from common.files import Json, write_csv, write_json
-from common.metrics import wilson_interval
+from common.metrics import confusion_matrix, wilson_interval
 from common.models.build import architecture, build, count_parameters
 from common.models.trace import describe
 from common.models.weights import (IMAGENET_MEAN, IMAGENET_STD, LITE2_ORIGIN, load_weights,
@@ -33,8 +32,10 @@ from common.training.step import epoch_order, fit_batch_size, fit_lr
 from common.words import count, percent
 
 PROBE_SIZE = 4
-CALIBRATION_IMAGES = 2000  # from which the statistics of transplanted weights are taken
+CALIBRATION = 4, 500  # batches and images in each, for the statistics of transplanted weights
 SHOWN_CLASSES = 20
+# Mean and standard deviation of each channel by which the input is scaled; else the data's own.
+SCALINGS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
 _starts = iter([PROCESS_START])  # a process's first run counts from its start, imports included
 
 
@@ -115,10 +116,10 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     # All images go to the device once, as uint8; no epoch waits for the host again.
     splits = splits.to(device)
     model.to(device, memory_format=torch.channels_last)
-    mean, std = _normalization(recipe, splits)
+    mean, std = SCALINGS.get(recipe.normalization, (splits.mean, splits.std))
     prepare = Preprocess(mean, std, recipe.resize, Augmentation.of(recipe), device)
     probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
-    run = Run(folder, recipe, {
+    run = Run(folder, {
         **card(arch, splits, recipe, mean, std, probe, versions), "run": folder.name,
         "data_dir": str(Path(runtime.data_dir).resolve()) if runtime.data_dir else None,
         "weights_origin": origin,
@@ -133,7 +134,9 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
         print("nothing to resume: the run begins")
     if origin == LITE2_ORIGIN and not resumed:
         # Its BatchNorms saw other inputs and other activations than this network's.
-        retake_statistics(model, _calibration_batches(splits.train, prepare))
+        train, (batches, size) = splits.train, CALIBRATION
+        order = epoch_order(len(train), min(size, len(train)), seed=0).to(device)
+        retake_statistics(model, (prepare.clean(train.images[at]) for at in order[:batches]))
     if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
         compile_model(model)
     return Session(script, recipe, runtime, model, splits, prepare, run, amp, started, resumed)
@@ -157,12 +160,13 @@ def finish(session: Session, publish: bool = True) -> Json:
     clean_loss, clean_top1 = evaluate(model, splits.train, session.prepare, session.amp)
     test = _test(session)
     plain = session.prepare.spec == Augmentation() and session.recipe.label_smoothing == 0
-    told = diagnose(run.history, classes=len(splits.classes), clean_train_top1=clean_top1,
-                    regularised=not plain, val_images=len(splits.val))
+    told = diagnose(run.history, clean_top1, classes=len(splits.classes), regularised=not plain,
+                    val_images=len(splits.val))
     title = f"{session.script} / {run.folder.name} ({splits.source})"
     curves(run.history, run.folder / "curves.png", title)
     # Of the last stage, which trains the whole network.
     rates = [row["images_per_s"] for row in run.history if row["stage"] == last["stage"]]
+    on_gpu, versions = splits.train.labels.is_cuda, run.card["versions"]
     result = {
         "script": session.script, "source": splits.source, "class_names": splits.classes,
         "identity": splits.identity, "weights": run.card["weights_origin"],
@@ -172,18 +176,16 @@ def finish(session: Session, publish: bool = True) -> Json:
         "clean_train_top1": clean_top1, "clean_train_loss": clean_loss, **test,
         "train_seconds": sum(row["seconds"] for row in run.history), "images_per_s": max(rates),
         "wall_seconds": time.perf_counter() - session.started, "resumed": session.resumed,
-        "parameters": count_parameters(model), "peak_memory_bytes": _peak_memory(splits),
+        "parameters": count_parameters(model),
+        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "verdict": told.verdict, "diagnosis": told.words,
-        "versions": run.card["versions"], "precision": run.card["versions"]["precision"],
+        "versions": versions, "precision": versions["precision"],
     }
     write_json(run.folder / "result.json", result)  # its presence says that the run is finished
     _say_result(result)
     if publish:
-        own, copy = run.folder / "best.pt", Path("best.pt")
-        print(put_at_best(own, Path(session.runtime.out), copy))
-        copied = copy.is_file() and filecmp.cmp(own, copy, shallow=False)
-        shown = copy if copied else own
-        print("next:", shlex.join(["python", "analyze.py", "--ckpt", str(shown)]))
+        best_file = put_at_best(run.folder / "best.pt", Path(session.runtime.out))
+        print("next:", shlex.join(["python", "analyze.py", "--ckpt", str(best_file)]))
     return result
 
 
@@ -197,36 +199,13 @@ def _forget_earlier_runs(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def _peak_memory(splits: Splits) -> int | None:
-    """Bytes that the run had allocated on the GPU at most; None on a CPU."""
-    device = splits.train.labels.device
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def _normalization(recipe: Recipe, splits: Splits) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel by which the recipe scales the input."""
-    known = {"data": (splits.mean, splits.std), "imagenet": (IMAGENET_MEAN, IMAGENET_STD),
-             "half": ((0.5,) * 3, (0.5,) * 3), "none": ((0.0,) * 3, (1.0,) * 3)}
-    return known[recipe.normalization]
-
-
-def _calibration_batches(train: Split, prepare: Preprocess) -> Iterator[Tensor]:
-    """Network inputs of training images, the same for every seed, not augmented."""
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    chosen = order[:CALIBRATION_IMAGES].to(train.labels.device)
-    for part in chosen.split(500):
-        yield prepare.clean(train.images[part])
-
-
 def _say_data(splits: Splits) -> None:
     """Sizes, classes and images of each class, and what the source has to say."""
     names, kinds = splits.classes[:SHOWN_CLASSES], len(splits.classes)
-    sizes, columns = [], []
-    for part in ("train", "val", "test"):
-        labels = getattr(splits, part).labels
-        sizes.append(f"{part} {len(labels):,}")
-        columns.append(torch.bincount(labels, minlength=kinds).tolist())
-    print(f"data: {splits.source}; {' / '.join(sizes)}, {splits.image_size}×{splits.image_size} px")
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    sizes = " / ".join(f"{part} {len(split):,}" for part, split in parts.items())
+    print(f"data: {splits.source}; {sizes}, {splits.image_size}×{splits.image_size} px")
+    columns = [torch.bincount(split.labels, minlength=kinds).tolist() for split in parts.values()]
     width = max(map(len, names))
     for name, *images in zip(names, *columns):
         print(f"  {name:<{width}}  " + " / ".join(f"{n:>5,}" for n in images))
@@ -258,17 +237,16 @@ def _recipe_in_words(recipe: Recipe, images: int) -> str:
 def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, recipe: Recipe) -> None:
     """cifar10_sample_images.png and augmented_batch.png, from generators of their own: training is
     not touched."""
-    train, classes = splits.train, splits.classes
-    sample_grid(train.images.cpu().numpy(), train.labels.cpu().numpy(), classes,
-                folder / "cifar10_sample_images.png", f"Training images ({splits.source})")
-    device = train.labels.device
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(recipe.seed))
-    some = order[:MAX_TILES].to(device)
+    train, classes, device = splits.train, splits.classes, splits.train.labels.device
+    labels, source = train.labels.cpu().numpy(), splits.source
+    sample_grid(train.images.cpu().numpy(), labels, classes,
+                folder / "cifar10_sample_images.png", f"Training images ({source})")
+    some = epoch_order(len(train), min(MAX_TILES, len(train)), recipe.seed)[0]
     generator = torch.Generator(device).manual_seed(recipe.seed)
-    batch = prepare.train(train.images[some], generator)
+    batch = prepare.train(train.images[some.to(device)], generator)
     batch = batch * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
-    augmented_batch(batch.cpu().numpy(), train.labels[some].cpu().numpy(), classes,
-                    folder / "augmented_batch.png", f"Augmented images ({splits.source})")
+    augmented_batch(batch.cpu().numpy(), labels[some], classes,
+                    folder / "augmented_batch.png", f"Augmented images ({source})")
 
 
 def _test(session: Session) -> Json:
@@ -276,17 +254,16 @@ def _test(session: Session) -> Json:
     prediction in test_predictions.csv."""
     test = session.splits.test
     logits = predict(session.model, test.images, session.prepare, amp=session.amp)
-    preds, labels = logits.argmax(1).cpu(), test.labels.cpu()
-    hits = (preds == labels).double()
-    low, high = wilson_interval(int(hits.sum()), len(test))
-    images = torch.bincount(labels)
-    recalls = torch.bincount(labels, hits) / images  # nan for a class without test images
+    preds = logits.argmax(1)
     write_csv(session.run.folder / "test_predictions.csv", ("name", "label", "prediction"),
-              zip(test.names, labels.tolist(), preds.tolist()))
+              zip(test.names, test.labels.tolist(), preds.tolist()))
+    confusion = confusion_matrix(preds, test.labels, logits.shape[1])
+    right = int(confusion.trace())
+    recalls = confusion.diag().double() / confusion.sum(1)  # nan for a class without test images
     return {
-        "test_top1": float(hits.mean()),
-        "test_loss": float(nn.functional.cross_entropy(logits, test.labels)),
-        "test_interval_95": [low, high], "test_images": len(test),
+        "test_top1": right / len(test),
+        "test_loss": float(F.cross_entropy(logits, test.labels)),
+        "test_interval_95": wilson_interval(right, len(test)), "test_images": len(test),
         "balanced_top1": float(recalls.nanmean()),  # the mean of the classes' recalls
     }
 

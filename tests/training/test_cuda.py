@@ -379,7 +379,7 @@ def new_run(folder: Path, recipe, splits, prepare) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     arch = architecture(recipe.model, num_classes=10, input_size=32 * recipe.resize)
     probe = prepare.clean(splits.val.images[:4]).cpu()
-    return Run(folder, recipe, card(arch, splits, recipe, splits.mean, splits.std, probe, {}))
+    return Run(folder, card(arch, splits, recipe, splits.mean, splits.std, probe, {}))
 
 
 def test_resume_on_the_gpu_goes_on_where_it_stopped(splits, tmp_path):

@@ -48,7 +48,7 @@ def new_run(folder: Path, recipe, splits, prepare) -> Run:
     folder.mkdir(parents=True, exist_ok=True)
     probe = prepare.clean(splits.val.images[:4])
     described = card(arch_of(recipe, splits), splits, recipe, splits.mean, splits.std, probe, {})
-    return Run(folder, recipe, described)
+    return Run(folder, described)
 
 
 def train(model, splits, recipe, folder, stage=None, run=None, spec=Augmentation()):
