@@ -3,8 +3,8 @@
 `measure` works on eager copies of the model. The model, its mode and the random state stay
 as they were.
 
-Memory is the peak of images, weights, activations, gradients and optimiser state in one
-training step (the state made beforehand), or of images, weights and activations in one
+Memory is the peak of images, weights, activations, gradients and optimiser state in a
+training step (the second, which finds the state made), or of images, weights and activations in one
 forward pass. On CUDA it is what the allocator counts above what was held before,
 `allocated` in tensors and `reserved` in whole segments; an unmeasured round makes the
 workspaces of cuBLAS and cuDNN first, then the cache is emptied. A CPU's resident set keeps
@@ -18,10 +18,11 @@ import copy
 import gc
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -43,23 +44,20 @@ class LiveBytes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = 0
-        self.storages: dict[int, weakref.ref] = {}
+        self.storages = weakref.WeakSet()
 
     def add(self, nest: Any) -> None:
         """Count each new storage in a nest of tensors, until it is freed."""
-        for tensor in tree_leaves(nest):
-            if not isinstance(tensor, torch.Tensor):
-                continue
+        for tensor in filter(torch.is_tensor, tree_leaves(nest)):
             storage = tensor.untyped_storage()
-            key, size = storage._cdata, storage.nbytes()
-            if key not in self.storages:
-                self.storages[key] = weakref.ref(storage, partial(self._drop, key, size))
-                self.live += size
+            if storage not in self.storages:
+                self.storages.add(storage)
+                self.live += storage.nbytes()
+                weakref.finalize(storage, self._drop, storage.nbytes())
         self.peak = max(self.peak, self.live)
 
-    def _drop(self, key: int, size: int, _: weakref.ref) -> None:
+    def _drop(self, size: int) -> None:
         """Take a freed storage off the count."""
-        del self.storages[key]
         self.live -= size
 
     def __torch_dispatch__(
@@ -99,9 +97,18 @@ def peak_memory(name: str, prepare: Callable, work: Callable, device: torch.devi
     }
 
 
-def latency(
-    name: str, forward: Callable[[], Any], device: torch.device, samples: int, seconds: float
-) -> Json:
+def timed(work: Callable[[], Any], repeats: int = 1) -> float:
+    """Seconds that `work` takes, the mean of `repeats`, from idle device to idle device."""
+    sync = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    sync()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    sync()
+    return (time.perf_counter() - started) / repeats
+
+
+def latency(name: str, forward: Callable[[], Any], samples: int, seconds: float) -> Json:
     """Milliseconds of `forward()`: the median as `latency_ms_<name>`, and its 90th and 99th
     percentile.
 
@@ -109,25 +116,20 @@ def latency(
         samples: to take after a warm-up of a tenth as many.
         seconds: limit of the sampling, after which three samples suffice.
     """
-    taken: list[float] = []
+    taken = []
     warm_up = samples // 10 + 1
     end = time.perf_counter() + seconds
-    enough, limit = warm_up + 3, warm_up + samples
-    while len(taken) < enough or len(taken) < limit and time.perf_counter() < end:
-        started = time.perf_counter()
-        forward()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        taken.append((time.perf_counter() - started) * 1e3)
-    ranks = torch.tensor([0.5, 0.9, 0.99])
-    values = torch.tensor(taken[warm_up:]).quantile(ranks).tolist()
-    keys = (f"latency_ms_{name}{rank}" for rank in ("", "_p90", "_p99"))
-    return dict(zip(keys, values))
+    for done in range(warm_up + samples):
+        if done >= warm_up + 3 and time.perf_counter() > end:
+            break
+        taken.append(1e3 * timed(forward))
+    values = np.percentile(taken[warm_up:], (50, 90, 99)).tolist()
+    return dict(zip((f"latency_ms_{name}{rank}" for rank in ("", "_p90", "_p99")), values))
 
 
 def measure(
     model: nn.Module,
-    input_size: tuple[int, int, int],
+    input_size: Sequence[int],
     batch_size: int,
     device: torch.device,
     amp: torch.dtype | None = None,
@@ -145,33 +147,27 @@ def measure(
     if quick:
         batch_size = min(batch_size, 4)
     samples, seconds = (3, 0.1) if quick else (100, 3.0)
+    forward = torch.autocast(device.type, amp, enabled=amp is not None)(nn.Module.__call__)
+    infer = torch.inference_mode()(forward)
 
     def prepare(n: int, training: bool) -> tuple[nn.Module, torch.Tensor]:
         twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
-        images = torch.rand(n, *input_size, device=device)
-        images = images.to(memory_format=torch.channels_last)
-        return twin.requires_grad_(True).train(training), images
-
-    def forward(twin: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(device.type, amp, enabled=amp is not None):
-            return twin(images)
+        images = torch.rand(n, *input_size).to(device, memory_format=torch.channels_last)
+        return twin.requires_grad_().train(training), images
 
     def train(twin: nn.Module, images: torch.Tensor) -> None:
         optimizer = torch.optim.AdamW(twin.parameters())
-        for parameter in twin.parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # makes its state, which belongs to the peak of every later step
-        optimizer.zero_grad()
         labels = torch.zeros(len(images), dtype=torch.long, device=device)
-        F.cross_entropy(forward(twin, images).float(), labels).backward()
-        optimizer.step()
+        for _ in range(2):  # the first makes the optimiser's state, a part of every later peak
+            optimizer.zero_grad()
+            F.cross_entropy(forward(twin, images).float(), labels).backward()
+            optimizer.step()
 
-    infer = torch.inference_mode()(forward)
-    costs: Json = {"batch_n": batch_size, "memory_method": MEMORY_METHOD[device.type]}
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    costs = {"batch_n": batch_size, "memory_method": MEMORY_METHOD[device.type]}
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         costs |= peak_memory("train", partial(prepare, batch_size, True), train, device)
         costs |= peak_memory("inference", partial(prepare, batch_size, False), infer, device)
         for name, n in (("1", 1), ("n", batch_size)):
             work = partial(infer, *prepare(n, False))
-            costs |= latency(name, work, device, samples, seconds)
+            costs |= latency(name, work, samples, seconds)
     return costs

@@ -105,12 +105,12 @@ def test_percentiles_are_of_the_samples_after_the_warm_up(
         calls.append(1)
         clock[0] += 1.0 if len(calls) <= 11 else 0.001 * (len(calls) - 11)  # a slow warm-up
 
-    found = cost.latency("1", forward, CPU, samples=101, seconds=60)
+    found = cost.latency("1", forward, samples=101, seconds=60)
     assert len(calls) == 11 + 101
     expected = {"latency_ms_1": 51.0, "latency_ms_1_p90": 91.0, "latency_ms_1_p99": 100.0}
     assert found == pytest.approx(expected)
     calls.clear()
-    cost.latency("1", forward, CPU, samples=1000, seconds=0)
+    cost.latency("1", forward, samples=1000, seconds=0)
     assert len(calls) == 101 + 3  # out of time: three samples after the warm-up suffice
 
 
