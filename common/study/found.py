@@ -1,9 +1,9 @@
 """Finished runs as their files tell them, and copies of the small files of all of them."""
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 
 from common.config import Recipe
 from common.data.sources import CLASSES
@@ -13,88 +13,79 @@ from common.study.tables import read_csv
 
 RESULT_KEYS = ("source", "test_top1", "val_top1", "train_seconds", "wall_seconds", "diagnosis",
                "versions")
-RUN_FILES = ("recipe.json", "result.json", "history.csv", "curves.png")
-PLACES = {  # the file that shows a finished piece of work → what is published of its folder
+RUN_FILES = ("recipe.json", "history.csv", "curves.png")
+PLACES = {  # the file that shows a finished piece of work → what is published beside it
     "*/*/result.json": RUN_FILES,
     "ablation/*/*/result.json": RUN_FILES,
-    "ablation/*/ablation.json": ("ablation.json", "ablation.csv", "ablation.md", "ablation.png"),
+    "ablation/*/ablation.json": ("ablation.csv", "ablation.md", "ablation.png"),
     "analyze/*/analysis.json": (
-        "analysis.json", "confusion.csv", "confusion.png", "per_class.csv", "per_class.png",
-        "reliability.png", "faithfulness.png",
+        "confusion.csv", "confusion.png", "per_class.csv", "per_class.png", "reliability.png",
+        "faithfulness.png",
     ),
     "bench*.json": (),
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Found:
-    """A finished run: its folder, the content of recipe.json and result.json, and its history."""
+class Found(NamedTuple):
+    """A finished run as its files tell it.
+
+    `recipe` has every field, those younger than the run at their defaults; `row` is the row of the
+    result table that counts the run, none for other images than CIFAR-10's; `weights` is what it
+    started from, `machine` hardware, torch and precision, both in words; `alike` is equal for runs
+    that differ in their seed alone; `rate` is images/s of the fastest epoch that trained the whole
+    network.
+    """
 
     folder: Path
-    card: Json
+    recipe: Json
     result: Json
-    history: list[dict[str, str]]
-
-    @cached_property
-    def recipe(self) -> Json:
-        """Every field of the recipe, those younger than the run at their defaults."""
-        return asdict(Recipe()) | self.card["recipe"]
-
-    @cached_property
-    def row(self) -> Row | None:
-        """The row of the result table that counts this run; none for other images than
-        CIFAR-10's."""
-        return row_of(self.recipe) if is_cifar10(self.result) else None
-
-    @property
-    def weights(self) -> str:
-        """What the run started from, in words; derived from the recipe where the run is
-        older than that entry."""
-        return self.result.get("weights") or STARTS[start(self.recipe)]
-
-    @property
-    def alike(self) -> str:
-        """Equal for runs that differ in their seed alone: settings, weights, split, machine
-        and versions are the same."""
-        versions = self.result["versions"]
-        machine = [versions.get(key) for key in ("hardware", "torch", "precision")]
-        recipe = self.recipe | {"seed": 0, "weights": self.weights}
-        return str((recipe, self.card.get("split_hash"), machine))
-
-    @property
-    def rate(self) -> float:
-        """Images/s of the fastest epoch that trained the whole network."""
-        stage = self.history[-1]["stage"]
-        return max(float(row["images_per_s"]) for row in self.history if row["stage"] == stage)
+    row: Row | None
+    weights: str
+    machine: str
+    alike: str
+    epochs: int
+    rate: float
 
 
-def is_cifar10(result: Json) -> bool:
-    """Whether a result is of CIFAR-10; results older than the list of names had ten classes
-    only of CIFAR-10."""
-    names = result.get("class_names")
-    return result["source"] != "synthetic" and tuple(names or CLASSES) == CLASSES
+Runs = Sequence[Found]
+Groups = list[Runs]
+
+def _read(folder: Path) -> Found:
+    """One run."""
+    card = read_json(folder / "recipe.json", ("recipe",))
+    result = read_json(folder / "result.json", RESULT_KEYS)
+    history = read_csv(folder / "history.csv")
+    recipe = asdict(Recipe()) | card["recipe"]
+    # Results older than the list of names had ten classes only of CIFAR-10.
+    classes = tuple(result.get("class_names", CLASSES))
+    is_cifar10 = result["source"] != "synthetic" and classes == CLASSES
+    weights = result.get("weights") or STARTS[start(recipe)]
+    versions = result["versions"]
+    words = (versions["hardware"], f"torch {versions['torch']}", versions.get("precision"))
+    machine = ", ".join(filter(None, words))
+    settings = recipe | {"seed": 0, "weights": weights}
+    alike = str((settings, card.get("split_hash"), machine))
+    stage = history[-1]["stage"]
+    rate = max(float(epoch["images_per_s"]) for epoch in history if epoch["stage"] == stage)
+    row = row_of(recipe) if is_cifar10 else None
+    return Found(folder, recipe, result, row, weights, machine, alike, len(history), rate)
 
 
 def find(root: Path) -> list[Found]:
     """Every finished run below `root`, arms of ablations included, sorted by folder."""
-    paths = [*root.glob("*/*/result.json"), *root.glob("ablation/*/*/result.json")]
-    found = []
-    for path in sorted(paths):
-        folder = path.parent
-        card, result = read_json(folder / "recipe.json", ("recipe",)), read_json(path, RESULT_KEYS)
-        found.append(Found(folder, card, result, read_csv(folder / "history.csv")))
-    return found
+    files = [*root.glob("*/*/result.json"), *root.glob("ablation/*/*/result.json")]
+    return [_read(file.parent) for file in sorted(files)]
 
 
-def groups(found: Sequence[Found]) -> list[list[Found]]:
+def groups(found: Runs) -> Groups:
     """Runs that differ in their seed alone, together, in the order in which they are found."""
-    alike: dict[str, list[Found]] = {}
+    alike = {}
     for run in found:
         alike.setdefault(run.alike, []).append(run)
     return list(alike.values())
 
 
-def of_row(found: Sequence[Found], row: Row) -> tuple[list[list[Found]], list[list[Found]]]:
+def of_row(found: Runs, row: Row) -> tuple[Groups, Groups]:
     """Groups of a row's runs: those that stand for it, and all others.
 
     For a row stand the runs of its own command; where there are none, those on all training
@@ -102,8 +93,8 @@ def of_row(found: Sequence[Found], row: Row) -> tuple[list[list[Found]], list[li
     """
     mine = groups([run for run in found if run.row is row])
     mine.sort(key=lambda runs: len(row.changes(runs[0].recipe)))
-    whole = [runs for runs in mine if not runs[0].recipe["train_limit"]]
-    own = [runs for runs in whole if not row.changes(runs[0].recipe)] or whole[:1]
+    own = [runs for runs in mine if not row.changes(runs[0].recipe)]
+    own = own or [runs for runs in mine if not runs[0].recipe["train_limit"]][:1]
     return own, [runs for runs in mine if runs not in own]
 
 
@@ -112,18 +103,18 @@ def copy(source: Path, target: Path, figures: bool = True) -> int:
     figures or without; the number of places."""
     count = 0
     for pattern, names in PLACES.items():
-        for marker in sorted(source.glob(pattern)):
+        for marker in source.glob(pattern):
             if read_json(marker).get("source") == "synthetic":
                 continue
+            count += 1
             place = target / marker.parent.relative_to(source)
             place.mkdir(parents=True, exist_ok=True)
-            for name in names or [marker.name]:
-                wanted = figures or not name.endswith(".png")
-                if wanted and (marker.parent / name).is_file():
-                    shutil.copyfile(marker.parent / name, place / name)
+            for name in (marker.name, *names):
+                file = marker.with_name(name)
+                if file.is_file() and (figures or file.suffix != ".png"):
+                    shutil.copy(file, place)
             if marker.name == "result.json":  # a path of this machine is no result
                 card = read_json(place / "recipe.json")
-                card["runtime"] = card.get("runtime", {}) | {"data_dir": None}
+                card["runtime"]["data_dir"] = None
                 write_json(place / "recipe.json", card)
-            count += 1
     return count

@@ -2,16 +2,16 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean, stdev
 from urllib.parse import quote
 
 from common.analysis.findings import claims, findings
 from common.config import Recipe
 from common.files import Json, read_json
-from common.metrics import t_interval
 from common.study import ablation
-from common.study.found import Found, find, groups, of_row
+from common.study.found import Runs, find, groups, of_row
 from common.study.rows import FREE, ROWS, STARTS, Row
-from common.study.tables import markdown
+from common.study.tables import bullets, markdown
 from common.words import duration, number, percent
 
 HEADS = (
@@ -19,7 +19,7 @@ HEADS = (
     "images/s", "hardware", "command",
 )  # fmt: skip
 # Of the guides' tables, which a phone shows too.
-SHORT = tuple(head for head in HEADS if head not in ("wall-clock", "images/s", "command"))
+SHORT = (*HEADS[:7], "hardware")
 PAGE = """# Measured results
 
 - [Findings](#findings)
@@ -64,7 +64,7 @@ whole network. ±: standard deviation over n seeds.
 ## Speed
 
 {speed}"""
-RUN = """<details><summary>{place}: test {test}, from {weights}</summary>
+RUN = """<details><summary>{place}: test {test}, from {run.weights}</summary>
 
 {diagnosis}
 
@@ -85,6 +85,11 @@ ABLATION = """### {name}
 
 {text}
 """
+RATE_HEADS = ("network", "batch", "variant", "precision", "images/s", "× plain", "cold s")
+RATES = (
+    "{model}|{batch_size}|{variant}|{precision}|{images_per_s:,.0f}|{ratio_to_plain:.2f}"
+    "|{cold_seconds:.1f}"
+)
 SPEED = """<details><summary>{name}: {hardware}, torch {torch}, commit {git_commit}</summary>
 
 [All figures, and the kernels of a step where they were measured]({name})
@@ -94,83 +99,74 @@ SPEED = """<details><summary>{name}: {hardware}, torch {torch}, commit {git_comm
 """
 
 
-def line(row: Row, runs: Sequence[Found]) -> dict[str, str]:
-    """Head → cell of one line; accuracies and times are means over seeds, with the standard
-    deviation where there are several."""
-    one, result = runs[0], runs[0].result
-    settings = [f"{key} {value}" for key, value in row.changes(one.recipe).items()]
-    versions = result["versions"]
-    machine = [versions["hardware"], f"torch {versions['torch']}", versions.get("precision")]
-
-    def mean(key: str) -> float:
-        return sum(run.result[key] for run in runs) / len(runs)
-
-    # The wall-clock of a resumed run is that of its last process alone.
-    resumed = any(run.result.get("resumed") for run in runs)
-    return {
-        "run": ", ".join([row.title, *settings]),
-        "weights": one.weights,
-        # The first study saw all images.
-        "first study %": "–" if one.recipe["train_limit"] else row.report,
-        "test top-1 %": _spread([run.result["test_top1"] for run in runs]),
-        "val %": _spread([run.result["val_top1"] for run in runs]),
-        "epochs": " to ".join(sorted({str(len(run.history)) for run in runs}, key=int)),
-        "training": duration(mean("train_seconds")),
-        "wall-clock": "–" if resumed else duration(mean("wall_seconds")),
-        "images/s": number(sum(run.rate for run in runs) / len(runs), 0),
-        "hardware": ", ".join(filter(None, machine)),
-        "command": f"`python {row.command}`",
-    }
-
-
-def unmeasured(row: Row) -> dict[str, str]:
-    """The line of a row that no run fills."""
-    return {
+def line(row: Row, runs: Runs, heads: Sequence[str]) -> list[str]:
+    """The cells of one line; accuracies and times are means over seeds, with the standard
+    deviation where there are several. Without runs it says that nothing was measured."""
+    cells = {
         "run": row.title,
         "weights": STARTS[row.starts[0]] if len(row.starts) == 1 else "pretrained",
         "first study %": row.report,
         "test top-1 %": "not measured",
         "command": f"`python {row.command}`",
     }
+    if runs:
+        one = runs[0]
+        settings = ["{} {}".format(*item) for item in row.changes(one.recipe).items()]
+        # The wall-clock of a resumed run is that of its last process alone.
+        resumed = any(run.result.get("resumed") for run in runs)
+        cells |= {
+            "run": ", ".join([row.title, *settings]),
+            "weights": one.weights,
+            "test top-1 %": _spread(runs, "test_top1"),
+            "val %": _spread(runs, "val_top1"),
+            "epochs": " to ".join(sorted({str(run.epochs) for run in runs}, key=int)),
+            "training": duration(_mean(runs, "train_seconds")),
+            "wall-clock": "–" if resumed else duration(_mean(runs, "wall_seconds")),
+            "images/s": number(fmean(run.rate for run in runs), 0),
+            "hardware": one.machine,
+        }
+        if one.recipe["train_limit"]:  # the first study saw all images
+            cells["first study %"] = "–"
+    return [cells.get(head, "") for head in heads]
 
 
-def _spread(shares: Sequence[float]) -> str:
+def _mean(runs: Runs, key: str) -> float:
+    """Mean of one of the results."""
+    return fmean(run.result[key] for run in runs)
+
+
+def _spread(runs: Runs, key: str) -> str:
     """Mean in percent, standard deviation and number of seeds."""
-    found = t_interval([100 * share for share in shares])
-    spread = f" ± {number(found.std)} (n = {len(shares)})" if len(shares) > 1 else ""
-    return number(found.mean) + spread
+    values = [100 * run.result[key] for run in runs]
+    if len(values) == 1:
+        return number(*values)
+    return f"{number(fmean(values))} ± {number(stdev(values))} (n = {len(values)})"
 
 
-def results(found: Sequence[Found], heads: Sequence[str] = HEADS) -> tuple[str, str]:
+def results(found: Runs, heads: Sequence[str] = HEADS) -> list[str]:
     """Two tables: a line for each row, and one for each other setting that was run."""
-    asked, other = [], []
+    asked, other = [heads], [heads]
     for row in ROWS:
         own, rest = of_row(found, row)
-        asked += [line(row, runs) for runs in own]
         if not own and "FILE" not in row.command:
-            asked.append(unmeasured(row))
-        other += [line(row, runs) for runs in rest]
-    return _table(asked, heads), _table(other, heads)
+            own = [[]]
+        asked += [line(row, runs, heads) for runs in own]
+        other += [line(row, runs, heads) for runs in rest]
+    return [markdown(asked), markdown(other)]
 
 
-def _table(lines: Sequence[dict[str, str]], heads: Sequence[str]) -> str:
-    """Lines as Markdown; a cell that a line lacks is empty."""
-    return markdown([heads, *([line.get(head, "") for head in heads] for line in lines)])
-
-
-def tuning(found: Sequence[Found]) -> str:
+def tuning(found: Runs) -> str:
     """Val accuracy of each setting that was tried, the best first; columns are what was varied."""
     varied = [
         key
         for key in asdict(Recipe())
         if key not in FREE and len({run.recipe[key] for run in found}) > 1
     ]
-    tried = []
-    for runs in groups(found):
-        val = [run.result["val_top1"] for run in runs]
+    grid = [[*varied, "val %"]]
+    for runs in sorted(groups(found), key=lambda runs: -_mean(runs, "val_top1")):
         settings = [str(runs[0].recipe[key]) for key in varied]
-        tried.append((sum(val) / len(val), [*settings, _spread(val)]))
-    return markdown([[*varied, "val %"], *(cells for _, cells in sorted(tried, reverse=True))])
+        grid.append([*settings, _spread(runs, "val_top1")])
+    return markdown(grid)
 
 
 def whole_ablation(target: Path) -> Json | None:
@@ -197,19 +193,10 @@ def said(target: Path) -> list[str]:
     sentences = whole["conclusions"] if whole else []
     if analysis:
         first, *rest = findings(analysis)
-        sentences = [
-            *sentences,
-            f"The best checkpoint, {analysis['checkpoint']['file']}: {first}",
-            *rest,
-        ]
+        sentences += [f"The best checkpoint, {analysis['checkpoint']['file']}: {first}", *rest]
         for claim, verdict, why in claims(analysis):
             sentences.append(f"The first study said: {claim}. **{verdict}**: {why}")
     return sentences
-
-
-def listed(sentences: Sequence[str]) -> str:
-    """Sentences as a Markdown list."""
-    return "".join(f"- {sentence}\n" for sentence in sentences)
 
 
 def readme(target: Path) -> dict[str, str]:
@@ -220,7 +207,7 @@ def readme(target: Path) -> dict[str, str]:
         "Results": asked,
         "With other settings": other,
         "Ablation": markdown(ablation.grid(whole) if whole else []),
-        "Findings": listed(said(target)),
+        "Findings": bullets(said(target)),
     }
 
 
@@ -239,33 +226,18 @@ def overview(target: Path) -> str:
         parts["analysis"] += ANALYSIS.format(name=quote(path.parent.name))
     for run in found:
         place = quote(run.folder.relative_to(target).as_posix())
-        test, words = percent(run.result["test_top1"]), " ".join(run.result["diagnosis"])
-        parts["runs"] += RUN.format(place=place, test=test, weights=run.weights, diagnosis=words)
+        test, diagnosis = percent(run.result["test_top1"]), " ".join(run.result["diagnosis"])
+        parts["runs"] += RUN.format(place=place, test=test, run=run, diagnosis=diagnosis)
     for path in sorted(target.glob("bench*.json")):
         bench = read_json(path, ("environment", "results"))
-        parts["speed"] += SPEED.format(
-            name=path.name, rates=rates(bench["results"]), **bench["environment"]
-        )
+        figures = [RATES.format(**one).split("|") for one in bench["results"]]
+        table = markdown([RATE_HEADS, *figures])
+        parts["speed"] += SPEED.format(name=path.name, rates=table, **bench["environment"])
     return PAGE.format(
         about=note.read_text() if note.is_file() else "",
-        findings=listed(said(target)),
+        findings=bullets(said(target)),
         results=asked,
         other=other,
         tuning=tuning(find(target / "tuning")),
         **parts,
     )
-
-
-def rates(results: Sequence[Json]) -> str:
-    """The table of a bench."""
-    grid = [["network", "batch", "variant", "precision", "images/s", "× plain", "cold s"]]
-    for one in results:
-        numbers = [
-            number(one["images_per_s"], 0),
-            number(one["ratio_to_plain"]),
-            number(one["cold_seconds"], 1),
-        ]
-        grid.append(
-            [one["model"], str(one["batch_size"]), one["variant"], one["precision"], *numbers]
-        )
-    return markdown(grid)

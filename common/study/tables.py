@@ -8,7 +8,7 @@ TEXT = ("run", "arm", "weights", "hardware", "command", "network", "variant", "p
 
 def read_csv(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file, keyed by its header."""
-    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -19,10 +19,13 @@ def markdown(grid: Sequence[Sequence[str]]) -> str:
         return "not measured\n"
     columns = []
     for head, *cells in zip(*grid):
-        width = max(len(cell) for cell in (head, *cells, "---:"))
-        if head in TEXT:
-            columns.append([cell.ljust(width) for cell in (head, "-" * width, *cells)])
-        else:
-            rule = "-" * (width - 1) + ":"
-            columns.append([cell.rjust(width) for cell in (head, rule, *cells)])
+        align, rule = (str.ljust, "") if head in TEXT else (str.rjust, ":")
+        width = max(4, *map(len, (head, *cells)))
+        column = [head, rule.rjust(width, "-"), *cells]
+        columns.append([align(cell, width) for cell in column])
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*columns))
+
+
+def bullets(sentences: Sequence[str]) -> str:
+    """Sentences as a Markdown list."""
+    return "".join(f"- {sentence}\n" for sentence in sentences)
