@@ -1,7 +1,10 @@
 """Arms × seeds → one table with intervals and costs, and conclusions in words computed from it."""
+import itertools
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from common.config import Runtime
 from common.files import Json, read_json, write_csv, write_json, write_text
@@ -20,25 +23,27 @@ REPORT_TOP1 = {
     "EfficientNetB2_NoLS": 0.9381,
     "EfficientNetB2_NoRE": 0.9293,
 }
-# Numbers of an arm, None where unknown: key → head of its column, factor, digits, sign.
+# What the table says of an arm, None where it is unknown → head of its column.
 COLUMNS = {
-    "n": ("n", 1, 0, ""),
-    "top1": ("test top-1 %", 100, 2, ""),
-    "std": ("± std", 100, 2, ""),
-    "low": ("from", 100, 2, ""),
-    "high": ("to", 100, 2, ""),
-    "delta": ("Δ points", 100, 2, "+"),
-    "delta_low": ("Δ from", 100, 2, "+"),
-    "delta_high": ("Δ to", 100, 2, "+"),
-    "report_top1": ("first study %", 100, 2, ""),
-    "report_delta": ("its Δ", 100, 2, "+"),
-    "train_memory_mb": ("train MB", 1, 0, ""),
-    "inference_memory_mb": ("infer MB", 1, 0, ""),
-    "latency_ms_1": ("ms, batch 1", 1, 2, ""),
-    "latency_ms_n": ("ms, batch N", 1, 2, ""),
-    "batch_n": ("N", 1, 0, ""),
-    "parameters": ("parameters", 1, 0, ""),
+    "arm": "arm",
+    "n": "n",
+    "top1": "test top-1 %",
+    "std": "± std",
+    "low": "from",
+    "high": "to",
+    "delta": "Δ points",
+    "delta_low": "Δ from",
+    "delta_high": "Δ to",
+    "report_top1": "first study %",
+    "report_delta": "its Δ",
+    "train_memory_mb": "train MB",
+    "inference_memory_mb": "infer MB",
+    "latency_ms_1": "ms, batch 1",
+    "latency_ms_n": "ms, batch N",
+    "batch_n": "N",
+    "parameters": "parameters",
 }
+WHOLE = ("n", "train_memory_mb", "inference_memory_mb", "batch_n", "parameters")
 METHOD = (
     "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a "
     "warm-up, device idle before and after; memory is the peak of one training step and of one "
@@ -46,17 +51,18 @@ METHOD = (
 )
 
 
-def measure_cost(folder: Path, runtime: Runtime, quick: bool = False) -> None:
+def measure_cost(folder: Path, runtime: Runtime, quick: bool) -> None:
     """Write cost.json beside a finished run, unless it is there: memory and latency of its
     network."""
-    if (folder / "cost.json").is_file():
+    target = folder / "cost.json"
+    if target.is_file():
         return
     device = pick_device(runtime)
     model, card = load_model(folder / "best.pt", device)
     size = card["image_size"] * card["resize"]
     amp = amp_dtype(runtime, device, card["arch"]["name"])
     costs = measure(model, (3, size, size), card["recipe"]["batch_size"], device, amp, quick)
-    write_json(folder / "cost.json", costs)
+    write_json(target, costs)
 
 
 def mcnemar_exact(b: int, c: int) -> float:
@@ -83,75 +89,69 @@ def collect(
     Args:
         recipe: every field of the control's.
     """
-    results: Json = {}  # arm → seed → content of result.json
+    results = {arm: {} for arm in arms}  # arm → seed → content of result.json
     gaps = {}
-    for arm in arms:
-        for seed in seeds:
-            folder = study / f"{arm}-seed{seed}"
-            mark = failure_mark(folder)
-            if mark.is_file():
-                gaps[folder.name] = f"FAILED: {mark.read_text().strip()}"
-            elif (folder / "result.json").is_file():
-                result = read_json(folder / "result.json", ("test_top1",))
-                results.setdefault(arm, {})[seed] = result
-            else:
-                gaps[folder.name] = "missing"
-    rows = [_row(study, arm, control, results) for arm in results]
+    for arm, seed in itertools.product(arms, seeds):
+        folder = study / f"{arm}-seed{seed}"
+        mark, result = failure_mark(folder), folder / "result.json"
+        if mark.is_file():
+            gaps[folder.name] = f"FAILED: {mark.read_text().strip()}"
+        elif result.is_file():
+            results[arm][seed] = read_json(result, ("test_top1",))
+        else:
+            gaps[folder.name] = "missing"
+    rows = [_row(study, arm, control, results) for arm in arms if results[arm]]
     # The first study trained on all of CIFAR-10.
     if not recipe["train_limit"] and not recipe["synthetic"]:
         for row in rows:
             row["report_top1"] = REPORT_TOP1[row["arm"]]
-            row["report_delta"] = REPORT_TOP1[row["arm"]] - REPORT_TOP1[control]
+            row["report_delta"] = row["report_top1"] - REPORT_TOP1[control]
     first = next((run for runs in results.values() for run in runs.values()), {})
-    about = {key: first.get(key) for key in ("source", "class_names", "weights", "versions")}
-    return {
-        "control": control,
-        "recipe": recipe,
-        **about,
-        "seeds": list(seeds),
-        "rows": rows,
-        "gaps": gaps,
-    }
+    table = {key: first.get(key) for key in ("source", "class_names", "weights", "versions")}
+    return table | {
+        "control": control, "recipe": recipe, "seeds": seeds, "rows": rows, "gaps": gaps,
+    }  # fmt: skip
 
 
 def _row(study: Path, arm: str, control: str, results: Json) -> Json:
     """One arm's line of the table."""
-    runs, base = results[arm], results.get(control, {})
+    runs, base = results[arm], results[control]
     top1 = {seed: run["test_top1"] for seed, run in runs.items()}
     pairs = [seed for seed in runs if seed in base and arm != control]
     deltas = [top1[seed] - base[seed]["test_top1"] for seed in pairs]
-    seed, one = next(iter(runs.items()))
-    folder = study / f"{arm}-seed{seed}"
-    row = dict.fromkeys(COLUMNS) | {"arm": arm, "n": len(runs), "top1_by_seed": top1}
-    row |= _interval(("top1", "std", "low", "high"), list(top1.values()))
-    row |= _interval(("delta", "delta_std", "delta_low", "delta_high"), deltas)
-    if (folder / "cost.json").is_file():
-        row |= read_json(folder / "cost.json")
-    row["only_right"] = None
-    if len(pairs) == 1:
-        row["only_right"] = _only_right(study / f"{control}-seed{seed}", folder)
-    row["parameters"] = one["parameters"]
-    return row
+    seed = min(runs)
+    folder, other = study / f"{arm}-seed{seed}", study / f"{control}-seed{seed}"
+    cost = folder / "cost.json"
+    return {
+        **dict.fromkeys(COLUMNS),
+        "arm": arm,
+        "n": len(runs),
+        "top1_by_seed": top1,
+        **_interval([*top1.values()], "top1", "std", "low", "high"),
+        **_interval(deltas, "delta", "delta_std", "delta_low", "delta_high"),
+        "only_right": _only_right(other, folder) if len(pairs) == 1 else None,
+        "parameters": runs[seed]["parameters"],
+        **(read_json(cost) if cost.is_file() else {}),
+    }
 
 
-def _interval(names: Sequence[str], values: Sequence[float]) -> Json:
+def _interval(values: Sequence[float], *names: str) -> Json:
     """Mean, standard deviation and the interval's ends under `names`; None for what too few
     values cannot give."""
-    found = t_interval(values) if values else [math.nan] * 4
-    return {name: value if math.isfinite(value) else None for name, value in zip(names, found)}
+    found = zip(names, t_interval(values or [math.nan]))
+    return {name: value if math.isfinite(value) else None for name, value in found}
 
 
 def _only_right(*folders: Path) -> list[int] | None:
     """Test images that only the first, and only the second, of two runs gets right; None
     without both predictions."""
-    right = []
-    for folder in folders:
-        path = folder / "test_predictions.csv"
-        if not path.is_file():
-            return None
-        lines = tables.read_csv(path)
-        right.append({line["name"] for line in lines if line["prediction"] == line["label"]})
-    first, second = right
+    try:
+        tests = [tables.read_csv(folder / "test_predictions.csv") for folder in folders]
+    except FileNotFoundError:
+        return None
+    first, second = (
+        {line["name"] for line in lines if line["prediction"] == line["label"]} for lines in tests
+    )
     return [len(first - second), len(second - first)]
 
 
@@ -160,94 +160,92 @@ def conclusions(table: Json) -> list[str]:
     leaves out 0."""
     words = []
     effects = [row for row in table["rows"] if row["delta"] is not None]
-    for row in sorted(effects, key=lambda row: row["delta"]):
-        name = row["arm"].removeprefix("EfficientNetB2_")
-        words.append(f"{name}: {_effect(row)}{_report(row)}.")
+    for row in sorted(effects, key=itemgetter("delta")):
+        said = f"{row['arm'].removeprefix('EfficientNetB2_')}: {_effect(row)}"
+        if row["report_delta"] is not None:
+            said += f" (the first study: {_points(row['report_delta'])})"
+        words.append(f"{said}.")
     if effects and not learned(table):
         words.append("No arm does much better than guessing: the runs are too short to compare.")
-    return [*words, *(f"{name}: {why}" for name, why in table["gaps"].items())]
+    return words + [f"{name}: {why}" for name, why in table["gaps"].items()]
 
 
 def _effect(row: Json) -> str:
     """One arm's difference to the control, and what it shows."""
-    points = f"{_points(row['delta'])} points against the control"
-    if row["delta_low"] is not None:
-        ends = f"{_points(row['delta_low'])} to {_points(row['delta_high'])}"
-        interval = f"95 % interval from {ends} over {count(row['n'], 'seed')}"
-        if row["delta_low"] <= 0 <= row["delta_high"]:
+    low, high, pair = row["delta_low"], row["delta_high"], row["only_right"]
+    delta = _points(row["delta"])
+    points = f"{delta} points against the control"
+    if low is not None:
+        ends = f"{_points(low)} to {_points(high)}"
+        interval = f"95 % interval from {ends} over {row['n']} seeds"
+        if low <= 0 <= high:
             return f"no measurable effect, {points}, {interval}"
-        verb = "costs" if row["delta"] < 0 else "gains"
-        return f"{verb} {number(abs(row['delta']) * 100)} points, {interval}"
-    if row["only_right"] is None:
+        return f"{'costs' if high < 0 else 'gains'} {delta[1:]} points, {interval}"
+    if pair is None:
         return f"{points}, a single seed, so no effect is claimed"
-    control, arm = row["only_right"]
-    p = mcnemar_exact(control, arm)
-    odds = "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+    p = mcnemar_exact(*pair)
+    odds = f"p = {p:.3f}".replace("= 0.000", "< 0.001")
     verdict = "beyond chance" if p < 0.05 else "no more than by chance"
     return (
         f"{points}; on the test images this pair of networks differs {verdict} "
-        f"({count(control, 'image')} only the control gets right, {arm:,} only this network; "
+        f"({count(pair[0], 'image')} only the control gets right, {pair[1]:,} only this network; "
         f"McNemar's exact test, {odds}), but a single seed cannot tell what the recipe does"
     )
 
 
-def _report(row: Json) -> str:
-    """The first study's difference in brackets, where there is one to compare with."""
-    if row["report_delta"] is None:
-        return ""
-    return f" (the first study: {_points(row['report_delta'])})"
-
-
 def _points(share: float) -> str:
     """A difference of fractions in points."""
-    return number(share * 100, 2, "+")
+    return number(share * 100, sign="+")
 
 
 def learned(table: Json) -> bool:
     """Whether some arm is right at least half as often again as guessing is: below that a
     chart shows noise."""
-    best = max((row["top1"] for row in table["rows"]), default=0)
-    return best * len(table["class_names"] or REPORT_TOP1) > 1.5
+    return any(len(table["class_names"]) * row["top1"] > 1.5 for row in table["rows"])
 
 
-def grid(table: Json) -> list[list[str]]:
+def grid(table: Json) -> list[tuple[str, ...]]:
     """Header and rows as text cells, without the columns that no arm fills."""
-    rows = table["rows"]
-    shown = [key for key in COLUMNS if any(row.get(key) is not None for row in rows)]
-    lines = [["arm", *(COLUMNS[key][0] for key in shown)]]
-    for row in rows:
-        lines.append([row["arm"], *(_cell(row.get(key), *COLUMNS[key][1:]) for key in shown)])
-    return lines
+    columns = []
+    for key, head in COLUMNS.items():
+        cells = [_cell(key, row.get(key)) for row in table["rows"]]
+        if set(cells) != {"–"}:
+            columns.append([head, *cells])
+    return list(zip(*columns))
 
 
-def _cell(value: float | None, factor: int, digits: int, sign: str) -> str:
-    """One number of the table, or a dash."""
-    return "–" if value is None else number(value * factor, digits, sign)
+def _cell(key: str, value: Any) -> str:
+    """What the table shows of a column's value: shares in percent, a dash for None."""
+    if value is None or key == "arm":
+        return value or "–"
+    if key in WHOLE:
+        return number(value, 0)
+    if key.startswith("latency"):
+        return number(value)
+    return number(value * 100, sign="+" if "delta" in key else "")
 
 
 def markdown(table: Json) -> str:
     """The table, how it was measured, and its conclusions, as Markdown that a terminal
     shows as well."""
     versions = table["versions"] or {}
-    start = table["weights"] or "pretrained weights"
-    about = (f"{table['source']}; the control starts from {start}; {versions.get('hardware')}, "
-             f"torch {versions.get('torch')}, commit {versions.get('git_commit')}.")
-    said = "\n".join(f"- {sentence}" for sentence in conclusions(table))
-    return f"{about}\n\n{tables.markdown(grid(table))}\n{METHOD}\n\n{said}\n"
+    about = (f"{table['source']}; the control starts from {table['weights']}; "
+             f"{versions.get('hardware')}, torch {versions.get('torch')}, "
+             f"commit {versions.get('git_commit')}.")
+    numbers, said = tables.markdown(grid(table)), tables.bullets(conclusions(table))
+    return f"{about}\n\n{numbers}\n{METHOD}\n\n{said}"
 
 
 def write(table: Json, study: Path) -> None:
     """ablation.json, .csv and .md in the study's folder, and .png where an arm has learned
     something."""
+    rows, text = table["rows"], markdown(table)
     write_json(study / "ablation.json", {**table, "conclusions": conclusions(table)})
-    columns = ["arm", *COLUMNS]
-    rows = [[row.get(key) for key in columns] for row in table["rows"]]
-    write_csv(study / "ablation.csv", columns, rows)
-    text = markdown(table)
+    write_csv(study / "ablation.csv", [*COLUMNS], map(itemgetter(*COLUMNS), rows))
     if learned(table):
         text += "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
         title = f"What each arm costs: ablation {study.name} ({table['source']})"
-        figures.ablation(table["rows"], study / "ablation.png", title)
+        figures.ablation(rows, study / "ablation.png", title)
     write_text(study / "ablation.md", text)
 
 

@@ -15,12 +15,11 @@ def share(jobs: list[Job], shard: str | None) -> list[Job]:
     Raises:
         InputError: no I/N with I from 1 to N.
     """
-    if shard is None:
-        return jobs
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
+    match = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
+    index, shards = map(int, match.groups() if match else (0, 0))
+    if not 1 <= index <= shards:
         raise InputError(f"--shard {shard} must be I/N with I from 1 to N, as 2/5")
-    return jobs[int(match[1]) - 1 :: int(match[2])]
+    return jobs[index - 1 :: shards]
 
 
 def failure_mark(folder: Path) -> Path:
