@@ -39,13 +39,16 @@ class Options:
 def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[list[str]]:
     """Every command's words after `python`, in the order in which they run."""
     smoke = ["--smoke"] * runtime.smoke
-    device = _flags(runtime, "device")
-    place = _flags(runtime, "data_dir", "out") + device
+    given = {}
+    for name in ("data_dir", "out", "device"):
+        value = getattr(runtime, name)
+        given[name] = [flag_of(name), value] if value != getattr(Runtime, name) else []
+    device, place = given["device"], sum(given.values(), [])
     weights = ["--weights", options.weights] if options.weights else []
     kind = start({"pretrained": True, "weights": options.weights})
+    speed = ["--parts", *PARTS, "--json", f"{runtime.out}/bench.json", *device]
     quick = ["--quick", "--models", "simple_cnn"] * runtime.smoke
-    speed = ["--parts", *PARTS, "--json", f"{runtime.out}/bench.json"]
-    commands = [["-m", "common.study.bench", *speed, *device, *quick]]
+    commands = [["-m", "common.study.bench", *speed, *quick]]
     for row in ROWS:
         words, name = row.command.partition(" --weights ")[0].split(), row.key
         if row.starts != ("random",):
@@ -57,21 +60,13 @@ def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[list[
             own = ["--seed", str(seed), "--name", f"{name}-seed{seed}", "--resume"]
             commands.append([*words, *own, *place, *smoke])
     arms = ["--all", "--seeds", *map(str, seeds), *weights, "--name", f"study-{kind}"]
-    commands.append(["ablation.py", *arms, *place, *smoke])
-    # The ablation leaves its best arm's checkpoint there.
-    commands.append(["analyze.py", "--ckpt", "best.pt", *place])
-    commands.append(["-m", "common.study.results", runtime.out, options.target])
-    return commands
-
-
-def _flags(runtime: Runtime, *names: str) -> list[str]:
-    """The command-line words of those values that are not the defaults."""
-    words = []
-    for name in names:
-        value = getattr(runtime, name)
-        if value != getattr(Runtime(), name):
-            words += [flag_of(name), value]
-    return words
+    return [
+        *commands,
+        ["ablation.py", *arms, *place, *smoke],
+        # The ablation leaves its best arm's checkpoint there.
+        ["analyze.py", "--ckpt", "best.pt", *place],
+        ["-m", "common.study.results", runtime.out, options.target],
+    ]
 
 
 def run(words: Sequence[str]) -> int:
@@ -89,25 +84,14 @@ def run(words: Sequence[str]) -> int:
 
 def main() -> int:
     """Run what is not finished; 0, or 1 if a step failed."""
-    parser = Parser(
-        prog="python -m common.study.reproduce",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="python -m common.study.reproduce", description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, Options())
     add_flags(parser, Runtime(), ("data_dir", "device", "out"))
-    parser.add_argument(
-        "--seeds",
-        nargs="+",
-        type=int,
-        metavar="N",
-        help="one run of each row per seed (default: 0 1 2; with --smoke: 0)",
-    )
-    parser.add_argument(
-        "--smoke",
-        action="store_true",
-        help="every step on drawn images: about ten minutes on two cores",
-    )
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N",
+                        help="one run of each row per seed (default: 0 1 2; with --smoke: 0)")
+    parser.add_argument("--smoke", action="store_true",
+                        help="every step on drawn images: about ten minutes on two cores")
     given = parser.parse_args()
     options, runtime = collect(given, Options()), collect(given, Runtime())
     if runtime.smoke:

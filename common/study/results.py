@@ -10,13 +10,15 @@ been run stands in the table as "not measured". Runs on drawn images are left ou
 figures that show images of the data set: the right to publish those is not ours to give.
 """
 import argparse
+import re
 from pathlib import Path
 
 from common.config import Parser
 from common.errors import InputError, run_script
+from common.files import write_text
 
 MARK, END = "<!-- results -->", "<!-- end of results -->"
-GUIDES = ("README.md", "docs/README.zh.md")
+GUIDES = (Path("README.md"), Path("docs/README.zh.md"))
 CHINESE = {
     "first study %": "首次研究 %",
     "test top-1 %": "测试集 top-1 %",
@@ -48,45 +50,39 @@ def fill(page: Path, target: Path) -> None:
     Raises:
         InputError: the page lacks a mark.
     """
-    from common.files import write_text
     from common.study.pages import readme
 
-    before, mark, rest = page.read_text(encoding="utf-8").partition(MARK)
-    _, end, after = rest.partition(END)
-    if not mark or not end:
+    pieces = re.split(f"{MARK}|{END}", page.read_text(encoding="utf-8"))
+    if len(pieces) != 3:
         raise InputError(
             f"{page} lacks the marks {MARK} and {END}: put them where the tables belong"
         )
-    parts = readme(target)
-    words = CHINESE if ".zh" in page.name else {}
-    if words:
+    parts, words = readme(target), {}
+    if ".zh" in page.name:
+        words = CHINESE
         del parts["Findings"]
     text = "\n".join(f"**{caption}**\n\n{part}" for caption, part in parts.items())
     for english, other in words.items():
         text = text.replace(english, other)
-    write_text(page, f"{before}{MARK}\n{text}{END}{after}")
+    write_text(page, f"{pieces[0]}{MARK}\n{text}{END}{pieces[2]}")
 
 
 def publish(source: Path, target: Path, tuning: Path | None = None) -> int:
     """Copy what is finished, write the overview, and fill the guides if `target` is
     docs/results; the number of places copied."""
-    from common.files import write_text
     from common.study import pages
     from common.study.figures import study
     from common.study.found import copy, find
 
     target.mkdir(parents=True, exist_ok=True)
-    count = 0
-    if source.resolve() != target.resolve():
-        count += copy(source, target)
+    count = 0 if source.samefile(target) else copy(source, target)
     if tuning:
         count += copy(tuning, target / "tuning", figures=False)
     study(find(target), target / "study.png")
     write_text(target / "README.md", pages.overview(target))
     if target.resolve() == Path("docs/results").resolve():
-        for name in GUIDES:
-            if Path(name).is_file():
-                fill(Path(name), target)
+        for page in filter(Path.is_file, GUIDES):
+            fill(page, target)
     return count
 
 

@@ -18,7 +18,7 @@ STARTS = {
     "own": "weights of an own run",
 }
 PRETRAINED = ("imagenet", "lite2", "own")
-NETWORK = ("model", "stem", "resize")  # what a row is about; all else is a setting
+NETWORK = {"model", "stem", "resize"}  # what a row is about; all else is a setting
 FREE = ("seed", "weights")  # neither is: seeds are repeats, and a path says nothing
 
 
@@ -53,20 +53,17 @@ class Row:
         recipe, _ = parse("", module.RECIPES, module.SMOKE, flags, pick, words)
         return asdict(recipe)
 
-    def counts(self, recipe: Json) -> bool:
-        """Whether a recipe trains this row's network from weights of its kind."""
-        same = all(recipe[key] == self.recipe[key] for key in NETWORK)
-        return same and start(recipe) in self.starts
-
     def changes(self, recipe: Json) -> Json:
         """The settings of a recipe that are not the command's."""
-        kept = [key for key in self.recipe if key not in FREE]
-        return {key: recipe[key] for key in kept if recipe[key] != self.recipe[key]}
+        own = self.recipe
+        return {key: recipe[key] for key in own if key not in FREE and recipe[key] != own[key]}
 
 
 def row_of(recipe: Json) -> Row | None:
-    """The row that counts a recipe: of those that fit, the one it differs least from."""
-    fitting = [row for row in ROWS if row.counts(recipe)]
+    """The row that trains a recipe's network from weights of its kind: of those that do, the
+    one it differs least from."""
+    fitting = [row for row in ROWS if start(recipe) in row.starts
+               and NETWORK.isdisjoint(row.changes(recipe))]
     return min(fitting, key=lambda row: len(row.changes(recipe)), default=None)
 
 
