@@ -8,6 +8,7 @@ Models run in fp32 and eval mode, and come back exactly as they came, on an exce
 and requires_grad flags, gradients and hooks.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -41,7 +42,7 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
     legal = named_maps(model, images.shape[-1])
     if layer not in legal:
         raise ValueError(f"{layer!r} is no layer with one map; choose from {', '.join(legal)}")
-    captured: list[Tensor] = []
+    captured = []
 
     def cut(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
         """Make the output the root of the graph."""
@@ -79,17 +80,23 @@ def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, i
     These are the layers of `grad_cam`. Left out: a module that runs more than once, such as a
     shared activation, and one that only passes on or pads, nn.Identity and nn.ZeroPad2d: padded
     maps lie shifted against the image.
+
+    Raises:
+        ValueError: a part of the model is compiled.
     """
-    _refuse_compiled(model)
+    for name, module in model.named_modules():
+        # Hooks would be silently skipped.
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise ValueError(f"Grad-CAM needs the eager model, but {name or 'it'} is compiled; "
+                             "load the checkpoint uncompiled")
     weight = next(model.parameters(), torch.empty(0))
     names = {module: name for name, module in model.named_modules()}
-    outputs: dict[str, list] = {}
+    outputs = defaultdict(list)
 
     def note(module: nn.Module, _inputs: tuple, output: object) -> None:
         """Append the output's (C, h, w), or None for what is no 4-D tensor."""
         is_map = isinstance(output, Tensor) and output.ndim == 4
-        shape = tuple(output.shape[1:]) if is_map else None
-        outputs.setdefault(names[module], []).append(shape)
+        outputs[names[module]].append(tuple(output.shape[1:]) if is_map else None)
 
     with eval_fp32(model, weight.device), torch.no_grad(), ExitStack() as hooks:
         for module in names:
@@ -125,11 +132,3 @@ def eval_fp32(model: nn.Module, device: torch.device) -> Iterator[None]:
     finally:
         for module, flag in flags:
             module.training = flag
-
-
-def _refuse_compiled(model: nn.Module) -> None:
-    """Raise ValueError if any part of the model is compiled: hooks would be silently skipped."""
-    for name, module in model.named_modules():
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise ValueError(f"Grad-CAM needs the eager model, but {name or 'it'} is compiled; "
-                             "load the checkpoint uncompiled")
