@@ -11,10 +11,10 @@ folder with a number of its own.
 """
 import argparse
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.config import Parser, Runtime, add_flags, collect, option
+from common.config import Parser, Runtime, a_path, add_flags, collect, flag_of, option
 from common.errors import InputError, RunError, run_script
 
 
@@ -46,7 +46,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from tqdm import tqdm
 
     from common.analysis import figures, report, scores
-    from common.analysis.faithfulness import faithfulness, heat_below, heat_maps, say_cost
+    from common.analysis.faithfulness import faithfulness, heat_below, heat_maps
     from common.analysis.findings import findings
     from common.analysis.inputs import open_folder, open_splits, open_subject, pick_split
     from common.data.sources import CLASSES
@@ -60,15 +60,11 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     subject = open_subject(options.ckpt, options.layer, device)
     splits = open_splits(subject, runtime)
     split = pick_split(subject, splits, options.split, options.limit, generator).to(device)
-    request = {**asdict(options), "ckpt": sha256(subject.path), "images": splits.identity}
+    request = {**vars(options), "ckpt": sha256(subject.path), "images": splits.identity}
     name = subject.run + "-val" * (options.split == "val")
     folder = open_folder(runtime, name, request)
     title = f"{name}: {len(split):,} {options.split} images, {splits.source}"
     print(f"{subject}\n{title}")
-    order = torch.randperm(len(split), generator=generator).tolist()
-    most = options.faithfulness or (100 if subject.recipe.synthetic else 500)
-    tested = sorted(order[:most])
-    say_cost(subject, split.images, len(tested))
 
     # What it predicts, and what that is worth.
     with tqdm(total=len(split), desc="predictions", unit="img", disable=None) as bar:
@@ -78,16 +74,17 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     preds = logits.argmax(1)
     rows = scores.predictions(logits, split, subject.classes)
     result = scores.scores(logits, split.labels, subject.classes)
+    order = torch.randperm(len(split), generator=generator).tolist()
     shown = scores.examples(rows, order, result["most_confused"], options.open_errors)
 
     # Where it looks, and whether the heat maps can be believed.
+    tested = sorted(order[: options.faithfulness or (100 if subject.recipe.synthetic else 500)])
     birds = torch.tensor([rows[i]["true"] == "bird" for i in tested])
     test = faithfulness(subject, split.images[tested], preds[tested], generator, {"bird": birds})
     maps = {
         figure: [heat_maps(subject, split.images[some], to[some]) for to in (split.labels, preds)]
         for figure, some in shown.items()
     }
-    ship_below = heat_below(maps["gradcam_planes"][1])
 
     # Numbers, figures, report.
     result |= {
@@ -101,21 +98,19 @@ def analyze(options: Options, runtime: Runtime) -> Path:
         "synthetic": subject.recipe.synthetic,
         "gradcam": {"layer": subject.layer, "where": subject.where},
         "faithfulness": test,
-        "planes_as_ships": {"heat_below": {"predicted": ship_below}},
-        "shown": {figure: [rows[i] for i in chosen] for figure, chosen in shown.items()},
+        "planes_as_ships": {"heat_below": {"predicted": heat_below(maps["gradcam_planes"][1])}},
+        "shown": {figure: [rows[i] for i in some] for figure, some in shown.items()},
         "versions": environment(device),
     }
     write_json(folder / "analysis.json", result)
     scores.write_tables(folder, result, rows)
-    figures.confusion(result, folder)
-    figures.reliability(result, folder)
-    figures.recall_and_precision(result, folder)
-    figures.faithfulness(result, folder)
+    for draw in (figures.confusion, figures.reliability, figures.recall_and_precision,
+                 figures.faithfulness):
+        draw(result, folder)
     for figure, some in shown.items():
         if some:
             figures.cases(result, folder, figure, split.images[some].cpu().numpy(), maps[figure])
-    page = report.write(folder)
-    print("\n".join(findings(result)), f"report: {page}", sep="\n")
+    print(*findings(result), f"report: {report.write(folder)}", sep="\n")
     print("next:", shlex.join(["python", "analyze.py", "--ckpt", options.ckpt]), "--images PICTURE")
     return folder
 
@@ -124,8 +119,10 @@ def main() -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, Options())
     add_flags(parser, Runtime(), PLACE)
-    help = "pictures and folders of pictures to name and explain, in place of the test images"
-    parser.add_argument("--images", nargs="+", metavar="PATH", default=argparse.SUPPRESS, help=help)
+    parser.add_argument(
+        "--images", nargs="+", type=a_path, metavar="PATH", default=argparse.SUPPRESS,
+        help="pictures and folders of pictures to name and explain, in place of the test images",
+    )
     given = parser.parse_args()
     options, runtime = collect(given, Options()), collect(given, Runtime())
     try:
@@ -133,8 +130,7 @@ def main() -> int:
             analyze(options, runtime)
             return 0
         for flag in vars(given).keys() - WITH_PICTURES:
-            flag = flag.replace("_", "-")
-            raise InputError(f"--{flag} has no effect on your own pictures: leave it out")
+            raise InputError(f"{flag_of(flag)} has no effect on your own pictures: leave it out")
         from common.analysis.pictures import explain_pictures
 
         return explain_pictures(options.ckpt, options.layer, given.images, runtime)

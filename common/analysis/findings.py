@@ -6,18 +6,20 @@ need a 95 % interval wholly on one side.
 
 from collections.abc import Sequence
 
+from common.analysis.scores import best_and_worst
+from common.analysis.sentences import say
 from common.files import Json
-from common.words import count, number, percent
 
 Claim = tuple[str, str, str]  # the claim, confirmed | refuted | open, the numbers
 CONTROLS = {"random": "chance", "centre": "the image's centre"}
-JUDGED = {
-    2: "better than",
-    1: "better by one of two measures than",
-    0: "no better than",
-    -1: "worse by one of two measures than",
-    -2: "worse than",
-}
+# By the sum of the two sides; the last two are those of -2 and -1.
+JUDGED = (
+    "no better than",
+    "better by one of two measures than",
+    "better than",
+    "worse than",
+    "worse by one of two measures than",
+)
 
 
 def findings(result: Json) -> list[str]:
@@ -30,47 +32,39 @@ def findings(result: Json) -> list[str]:
 
 def _accuracy(result: Json) -> str:
     """How many images are named rightly; balanced accuracy too where classes are uneven."""
-    low, high = map(percent, result["interval_95"])
-    kind = f"synthetic {result['split']}" if result["synthetic"] else result["split"]
-    images = count(result["images"], f"{kind} image")
-    words = (f"It names {percent(result['top1'])} of {images} rightly "
-             f"({count(result['errors'], 'error')}; 95 % interval {low} to {high}).")
-    if is_uneven(result):
-        words += f" Classes are uneven: balanced accuracy is {percent(result['balanced_top1'])}."
-    return words
-
-
-def is_uneven(result: Json) -> bool:
-    """Whether one class has half as many images again as another."""
+    words = say(
+        "It names {top1:%} of {images:#{drawn}{split} image} rightly ({errors:#error}; "
+        "95 % interval {interval_95[0]:%} to {interval_95[1]:%}).",
+        drawn="synthetic " * result["synthetic"], **result)
     sizes = [row["support"] for row in result["per_class"]]
-    return max(sizes) > 1.5 * min(sizes)
+    if max(sizes) > 1.5 * min(sizes):
+        words += say(" Classes are uneven: balanced accuracy is {balanced_top1:%}.", **result)
+    return words
 
 
 def _classes(result: Json) -> str:
     """The classes found best and worst."""
-    rows = [row for row in result["per_class"] if row["support"]]
-    rows.sort(key=lambda row: -row["recall"])
-    named = [f"{row['class']} {percent(row['recall'], 1)}" for row in rows]
-    best, worst = ", ".join(named[:2]), ", ".join(named[:-3:-1])
-    return f"Found best: {best}; least often: {worst}."
+    rows = best_and_worst(result["per_class"])
+    return f"Found best: {_recalls(rows[:2])}; least often: {_recalls(rows[:-3:-1])}."
+
+
+def _recalls(rows: Sequence[Json]) -> str:
+    """Classes, each with the share of it that is found."""
+    return ", ".join(say("{class} {recall:%1}", **row) for row in rows)
 
 
 def _confusions(result: Json) -> str:
     """The pairs that are confused most."""
     pairs = result["most_confused_pairs"][:3]
-    named = []
-    for pair in pairs:
-        one, other = pair["classes"]
-        named.append(f"{one} and {other} ({pair['images']:,})")
+    named = [say("{classes[0]} and {classes[1]} ({images:,})", **pair) for pair in pairs]
     return f"Most confused: {', '.join(named)}."
 
 
 def _confidence(table: Json) -> str:
     """Whether it is as sure as it is right."""
-    gap = table["overconfidence"]
-    sure = ("as sure as", "surer than", "less sure than")[_side(gap)]
-    return (f"It is {sure} it is right (mean confidence {percent(table['mean_confidence'])}, "
-            f"minus accuracy {span(gap, 2, 100)} points; ECE {percent(table['ece'])}).")
+    sure = ("as sure as", "surer than", "less sure than")[_side(table["overconfidence"])]
+    return say("It is {sure} it is right (mean confidence {mean_confidence:%}, "
+               "minus accuracy {overconfidence:±%} points; ECE {ece:%}).", sure=sure, **table)
 
 
 def _faithful(test: Json) -> str:
@@ -79,8 +73,8 @@ def _faithful(test: Json) -> str:
     shows = sum(_sides(by["random"])) > 0
     opening = "point at what decides" if shows else "are not shown to point at what decides"
     judged = [f"{JUDGED[sum(_sides(by[key]))]} {name}" for key, name in CONTROLS.items()]
-    images = count(test["images"], "image")
-    return f"The heat maps {opening}: {', '.join(judged)} ({images}; {_areas(by)})."
+    return say("The heat maps {opening}: {judged} ({images:#image}; {areas}).", opening=opening,
+               judged=", ".join(judged), areas=_areas(by), **test)
 
 
 def _sides(by: Json) -> tuple[int, int]:
@@ -90,11 +84,8 @@ def _sides(by: Json) -> tuple[int, int]:
 
 def _areas(by: Json) -> str:
     """Differences of areas to both controls with their intervals."""
-    words = []
-    for key, name in CONTROLS.items():
-        deletion, insertion = span(by[key]["deletion"]), span(by[key]["insertion"])
-        words.append(f"areas against {name}: deletion {deletion}, insertion {insertion}")
-    return "; ".join(words)
+    line = "areas against {name}: deletion {deletion:±}, insertion {insertion:±}"
+    return "; ".join(say(line, name=name, **by[key]) for key, name in CONTROLS.items())
 
 
 def claims(result: Json) -> list[Claim]:
@@ -111,48 +102,43 @@ def claims(result: Json) -> list[Claim]:
 def _vehicles(result: Json) -> Claim:
     """Cars and trucks above 97 %: the worse of the two decides."""
     rows = [row for row in result["per_class"] if row["class"] in ("automobile", "truck")]
-    lows, highs = zip(*(row["recall_interval_95"] for row in rows))
-    side = _side({"low": min(lows), "high": min(highs)}, 0.97)
-    shown = ", ".join(f"{row['class']} {percent(row['recall'], 1)}" for row in rows)
-    claim = "Automobiles and trucks are recognised above 97 %"
-    return claim, _verdict([side]), f"Recall: {shown}."
+    low, high = min(row["recall_interval_95"] for row in rows)
+    verdict = _verdict(_side({"low": low, "high": high}, 0.97))
+    numbers = f"Recall: {_recalls(rows)}."
+    return "Automobiles and trucks are recognised above 97 %", verdict, numbers
 
 
 def _cat_and_dog(result: Json) -> Claim:
     """Cat and dog the main confusion: two counts differ where they lie 1.96 deviations apart."""
-    pairs = {frozenset(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]}
-    own = pairs.pop(frozenset(("cat", "dog")), 0)
+    pairs = {tuple(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]}
+    own = pairs.pop(("cat", "dog"), 0)
     other = max(pairs.values(), default=0)
-    reach = 1.96 * (own + other) ** 0.5
-    gap = own - other
-    side = _side({"low": gap - reach, "high": gap + reach})
+    gap, reach = own - other, 1.96 * (own + other) ** 0.5
+    verdict = _verdict(_side({"low": gap - reach, "high": gap + reach}))
     numbers = f"{own} errors are between cat and dog, {other} between the largest other pair."
-    return "Cat and dog are the main confusion", _verdict([side]), numbers
+    return "Cat and dog are the main confusion", verdict, numbers
 
 
 def _birds(result: Json) -> Claim:
     """A bird's heat on its body, tested by what removing it does."""
     by = result["faithfulness"]["differences"]["bird"]
-    birds = count(by["random"]["deletion"]["n"], "bird")
-    numbers = ("CIFAR-10 has no outlines of its birds, so this is tested by what removing the heat "
-               "does: more than removing random places or the middle? "
-               f"({birds}; {_areas(by)})")
-    sides = _sides(by["random"]) + _sides(by["centre"])
-    claim = "A bird's heat lies on what decides, its body, not on branches"
-    return claim, _verdict(sides), numbers
+    numbers = say("CIFAR-10 has no outlines of its birds, so this is tested by what removing the "
+                  "heat does: more than removing random places or the middle? ({n:#bird}; {areas})",
+                  areas=_areas(by), **by["random"]["deletion"])
+    verdict = _verdict(*_sides(by["random"]), *_sides(by["centre"]))
+    return "A bird's heat lies on what decides, its body, not on branches", verdict, numbers
 
 
 def _planes(result: Json) -> Claim:
     """A plane taken for a ship because of the lower half of the image."""
     below = result["planes_as_ships"]["heat_below"]["predicted"]
-    mean, low, high = (percent(below[key], 1) for key in ("mean", "low", "high"))
-    numbers = (f"In {count(below['n'], 'plane')} taken for ships {mean} of the heat for ship lies "
-               f"in the lower half ({low} to {high}). Colour itself was not tested.")
+    numbers = say("In {n:#plane} taken for ships {mean:%1} of the heat for ship lies in the lower "
+                  "half ({low:%1} to {high:%1}). Colour itself was not tested.", **below)
     claim = "A plane is taken for a ship because of the (blue) lower half of the image"
-    return claim, _verdict([_side(below, 0.5)]), numbers
+    return claim, _verdict(_side(below, 0.5)), numbers
 
 
-def _verdict(sides: Sequence[int]) -> str:
+def _verdict(*sides: int) -> str:
     """All measures for the claim, or some against it and none for it, or neither."""
     if min(sides) > 0:
         return "confirmed"
@@ -166,13 +152,4 @@ def _side(found: Json, zero: float = 0.0) -> int:
     """
     if found["low"] is None:
         return 0
-    low, high = round(found["low"], 3), round(found["high"], 3)
-    return (low > zero) - (high < zero)
-
-
-def span(found: Json, digits: int = 3, scale: float = 1) -> str:
-    """A mean and the ends of its interval; dashes where one image has none."""
-    shown = []
-    for end in (found["mean"], found["low"], found["high"]):
-        shown.append("–" if end is None else number(scale * end, digits, "+"))
-    return "{} ({} to {})".format(*shown)
+    return (round(found["low"], 3) > zero) - (round(found["high"], 3) < zero)

@@ -10,7 +10,7 @@ from common.analysis.gradcam import default_layer, named_maps
 from common.config import Recipe, Runtime
 from common.data.augment import Augmentation, Preprocess
 from common.data.sources import CLASSES, load_splits
-from common.data.splits import Split, Splits
+from common.data.splits import Names, Split, Splits
 from common.errors import InputError
 from common.files import Json, read_json, write_json
 from common.training.run import load_model
@@ -25,25 +25,23 @@ class Subject:
     model: nn.Module
     card: Json
     recipe: Recipe
-    classes: tuple[str, ...]
+    classes: Names
     input_size: int  # pixels a side, as the network sees images
     prepare: Preprocess
     layer: str
-    map: tuple[int, int, int]  # (C, h, w) of the layer's output
+    map: tuple[int, int]  # (h, w) of the layer's output
+
+    where: str  # in words, where the heat maps come from
 
     def __str__(self) -> str:
         return f"{self.path}: {self.recipe.model} of run {self.run}"
 
     def describe(self) -> Json:
         """What analysis.json keeps of the checkpoint."""
-        kept = {key: self.card.get(key) for key in ("source", "metrics", "recipe")}
-        return {"file": str(self.path), "run": self.run, "model": self.recipe.model, **kept}
-
-    @property
-    def where(self) -> str:
-        """Where the heat maps come from."""
-        _, h, w = self.map
-        return f"Grad-CAM at {self.layer}: a map of {h}×{w} for {self.input_size}-pixel inputs"
+        return {
+            "file": str(self.path), "run": self.run, "model": self.recipe.model,
+            "source": self.card["source"], "metrics": self.card.get("metrics"),
+        }
 
 
 def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
@@ -52,37 +50,28 @@ def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
     Raises:
         InputError: no readable checkpoint, one that contradicts itself, or no such layer.
     """
-    path = Path(ckpt).expanduser()
+    path = Path(ckpt)
     model, card = load_model(path, device)
     try:
         recipe = Recipe(**card["recipe"])
-        size, inputs = card["image_size"] * card["resize"], card["probe"]["inputs"]
-        channels = len(card["mean"]), len(card["std"])
-        found = (recipe.model, size, channels)
-        agree = found == (card["arch"]["name"], inputs.shape[-1], (3, 3))
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        agree, found = False, error
-    if not agree:
-        raise InputError(f"{path} does not describe itself ({found}): use a best.pt that this "
-                         "version wrote")
-    prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
-    chosen, shape = _pick_layer(model, size, layer)
-    folder = path.resolve().parent
-    in_run = (folder / "recipe.json").is_file()
-    run = card.get("run") or (folder.name if in_run else recipe.name())
-    classes = tuple(map(str, card["classes"]))
-    return Subject(path, run, model, card, recipe, classes, size, prepare, chosen, shape)
-
-
-def _pick_layer(model: nn.Module, size: int,
-                name: str | None) -> tuple[str, tuple[int, int, int]]:
-    """(layer, its map's (C, h, w)) for inputs of `size` pixels: the named one or the default."""
+        size = card["image_size"] * card["resize"]
+        found = recipe.model, size, len(card["mean"]), len(card["std"])
+        if found != (card["arch"]["name"], card["probe"]["inputs"].shape[-1], 3, 3):
+            raise ValueError(found)
+    except Exception as error:  # whatever a foreign card holds under these keys
+        raise InputError(f"{path} does not describe itself ({error}): use a best.pt that this "
+                         "version wrote") from None
     maps = named_maps(model, size)
-    layer = name or default_layer(model, size)
+    layer = layer or default_layer(model, size)
     if layer not in maps:
-        legal = ", ".join(maps)
-        raise InputError(f"--layer {layer}: the model has no such layer; choose from {legal}")
-    return layer, maps[layer]
+        raise InputError(f"--layer {layer}: the model has no such layer; choose from "
+                         f"{', '.join(maps)}")
+    prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
+    run = card.get("run", recipe.name())
+    classes = tuple(map(str, card["classes"]))
+    _, h, w = maps[layer]
+    where = f"Grad-CAM at {layer}: a map of {h}×{w} for {size}-pixel inputs"
+    return Subject(path, run, model, card, recipe, classes, size, prepare, layer, (h, w), where)
 
 
 def open_splits(subject: Subject, runtime: Runtime) -> Splits:
@@ -92,11 +81,11 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
         InputError: no data, or data with other classes or of another image size.
     """
     path, size = subject.path, subject.card["image_size"]
-    if not subject.recipe.synthetic and not runtime.data_dir:
+    trained_on = subject.card.get("data_dir")
+    if trained_on and not (subject.recipe.synthetic or runtime.data_dir):
         # What the checkpoint remembers is no flag of the user's. CIFAR-10 may have moved to where
         # training looks for it; other data is nowhere else.
-        trained_on = subject.card.get("data_dir")
-        if trained_on and (Path(trained_on).is_dir() or subject.classes != CLASSES):
+        if subject.classes != CLASSES or Path(trained_on).is_dir():
             runtime = replace(runtime, data_dir=trained_on)
     try:
         splits = load_splits(subject.recipe, runtime)
@@ -119,17 +108,16 @@ def pick_split(subject: Subject, splits: Splits, name: str, limit: int | None,
     Raises:
         InputError: val is asked for and is not what the checkpoint's training held out.
     """
-    card = subject.card
     # Old checkpoints have no identity.
-    changed = card.get("identity", splits.identity) != splits.identity
-    if name == "val" and (changed or card["split_hash"] != splits.split_hash):
+    changed = subject.card.get("identity", splits.identity) != splits.identity
+    if name == "val" and (changed or subject.card["split_hash"] != splits.split_hash):
         raise InputError(f"--split val: this data does not give the val images that {subject.path} "
                          "held out: give the data of its training with --data-dir, or use --split "
                          "test")
     if changed:
         print("this data is not the training's: its images, labels or classes differ")
-    split: Split = getattr(splits, name)
-    if limit is not None and limit < len(split):
+    split = getattr(splits, name)
+    if limit:
         chosen = torch.randperm(len(split), generator=generator)[:limit]
         split = split.take(chosen.sort().values.numpy())
     return split
@@ -145,9 +133,9 @@ def open_folder(runtime: Runtime, name: str, request: Json) -> Path:
     Raises:
         InputError: the folder that the user named holds something else.
     """
-    base, number = Path(runtime.out).expanduser() / "analyze", 1
+    base, number = Path(runtime.out) / "analyze", 1
     folder = base / (runtime.run_name or name)
-    while folder.exists() and any(folder.iterdir()) and not _holds(folder, request):
+    while any(folder.glob("*")) and not _holds(folder, request):
         if runtime.run_name:
             raise InputError(f"{folder} holds something else: choose another --name")
         number += 1

@@ -6,7 +6,6 @@ Its words stand in report.html, page.html and report.css beside this file.
 import base64
 import html
 import re
-import string
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +13,8 @@ from typing import Any
 
 from common.analysis.findings import claims, findings
 from common.analysis.scores import best_and_worst
-from common.files import Json, read_json, write_text
-from common.words import number, percent
+from common.analysis.sentences import Sentence
+from common.files import read_json, write_text
 
 HERE = Path(__file__).parent
 SYNTHETIC = (
@@ -28,15 +27,20 @@ EMPTY = re.compile(
     r"|<section>(?:(?!</section>).)*<tbody></tbody>.*?</section>",
     re.DOTALL,
 )
+FINDING = "<li>{0}</li>"
+CLAIM = "<tr><td>{0[0]}</td><td>{0[1]}</td><td>{0[2]}</td></tr>"
+CONFUSED = "<tr><td>{0[true]}</td><td>{0[predicted]}</td><td>{0[images]}</td></tr>"
+CLASS = (
+    "<tr><td>{0[class]}</td><td>{0[recall]:%1}</td><td>{0[precision]:%1}</td>"
+    "<td>{0[f1]:.3f}</td><td>{0[support]:,}</td></tr>"
+)
 
 
-class _Filler(string.Formatter):
-    """Fills `{nll:.4f}` and the like, escaped; `{x:%}` is a percentage, `{x:html}` HTML."""
+class _Filler(Sentence):
+    """Fills a sentence as HTML, escaped; `{x:html}` is HTML already."""
 
     def format_field(self, value: Any, spec: str) -> str:
-        if spec == "html":
-            return value
-        return text(percent(value) if spec == "%" else format(value, spec))
+        return value if spec == "html" else text(super().format_field(value, spec))
 
 
 def write(folder: Path) -> Path:
@@ -46,16 +50,15 @@ def write(folder: Path) -> Path:
         InputError, KeyError: the folder holds no complete analysis.json.
     """
     result = read_json(folder / "analysis.json")
-    lines = "\n".join(f"<li>{text(line)}</li>" for line in findings(result))
     figures = {path.stem: picture(path.read_bytes(), "png") for path in folder.glob("*.png")}
     body = fill(
         "report.html",
         **result,
-        banner=SYNTHETIC if result["synthetic"] else "",
-        findings=lines,
-        claims=rows(claims(result)),
-        confused=rows(one.values() for one in result["most_confused"]),
-        rows=rows(map(_class_cells, best_and_worst(result["per_class"]))),
+        banner=SYNTHETIC * result["synthetic"],
+        findings=_each(FINDING, findings(result)),
+        claims=_each(CLAIM, claims(result)),
+        confused=_each(CONFUSED, result["most_confused"]),
+        rows=_each(CLASS, best_and_worst(result["per_class"])),
         figures=defaultdict(str, figures),
     )
     title = f"{result['checkpoint']['run']}: what it gets wrong, how sure it is, where it looks"
@@ -74,25 +77,14 @@ def write_page(path: Path, title: str, body: str) -> Path:
     return path
 
 
-def _class_cells(row: Json) -> Iterable[str]:
-    """A class in its table."""
-    recall = percent(row["recall"], 1)
-    precision = percent(row["precision"], 1)
-    return row["class"], recall, precision, number(row["f1"], 3), f"{row['support']:,}"
+def _each(line: str, values: Iterable[Any]) -> str:
+    """A line of HTML for each value, which fills its places."""
+    return "\n".join(_Filler().format(line, value) for value in values)
 
 
-def rows(values: Iterable[Iterable[Any]]) -> str:
-    """Rows of a table from rows of texts and numbers."""
-    lines = []
-    for row in values:
-        cells = "".join(f"<td>{text(value)}</td>" for value in row)
-        lines.append(f"<tr>{cells}</tr>")
-    return "\n".join(lines)
-
-
-def text(value: Any) -> str:
+def text(value: str) -> str:
     """Text as HTML; no line breaks before a percent sign."""
-    return html.escape(str(value)).replace(" %", "&nbsp;%")
+    return html.escape(value).replace(" %", "&nbsp;%")
 
 
 def picture(content: bytes, kind: str) -> str:

@@ -322,7 +322,7 @@ def subject(model: nn.Module, size: int) -> SimpleNamespace:
     """As much of a Subject as heat maps need; its layer `look` passes the input on."""
     prepare = Preprocess((0.0,) * 3, (1.0,) * 3, 1, Augmentation(), torch.device("cpu"))
     return SimpleNamespace(
-        model=model, layer="look", prepare=prepare, input_size=size, map=(3, 4, 4)
+        model=model, layer="look", prepare=prepare, input_size=size, map=(4, 4)
     )
 
 
@@ -376,7 +376,7 @@ def test_faithfulness_prefers_the_true_places_over_both_controls() -> None:
     )
     maps = heat_maps(one, images, targets)
     torch.testing.assert_close(maps, grad_cam(model, "look", one.prepare.clean(images), targets))
-    assert heat_maps(one, images[:0], targets[:0]).shape == (0, 1, 1)
+    assert heat_maps(one, images[:0], targets[:0]).shape == (0, 16, 16)
 
 
 def test_uneven_classes_and_one_never_predicted() -> None:
