@@ -1,6 +1,4 @@
 """Where the images come from: drawn, the official batches, class folders, or else a download."""
-import hashlib
-import io
 import os
 import pickle
 import tarfile
@@ -18,16 +16,17 @@ from common.config import Recipe, Runtime
 from common.data import synthetic
 from common.data.folders import read_tree
 from common.data.splits import Names, Splits, divide, make_splits
-from common.data.synthetic import draw
 from common.errors import InputError, reason
 from common.files import downloading
 
 URL = CIFAR10.url
 ARCHIVE_MD5 = CIFAR10.tgz_md5
 BATCHES = dict(CIFAR10.train_list), dict(CIFAR10.test_list)  # file name -> md5
-FOLDER = "cifar-10-batches-py"
-ARCHIVE = Path(URL).name
+FOLDER = CIFAR10.base_folder
+ARCHIVE = CIFAR10.filename
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+ALLOWED = ("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct",
+           "numpy._core.multiarray._reconstruct")
 LAYOUTS = (f"{FOLDER} (from {URL}), train and test and/or val with the same class folders in each, "
            "or class folders alone, two at least; --synthetic needs none")
 
@@ -47,16 +46,13 @@ def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
         if runtime.data_dir:
             raise InputError(f"--data-dir {runtime.data_dir} has no effect on drawn images "
                              "(--synthetic, --smoke): leave one of the flags out")
-        drawn = *draw(600, seed=0), *draw(100, seed=1)
+        drawn = *synthetic.draw(600, seed=0), *synthetic.draw(100, seed=1)
         return _split_32(drawn, synthetic.CLASSES, "synthetic", recipe)
     given = runtime.data_dir or os.environ.get("CIFAR10_DIR") or "data"
     folder = Path(os.path.expanduser(given))
     batches = folder if os.path.isfile(folder / "data_batch_1") else folder / FOLDER
     if not os.path.isdir(batches) and not os.path.isfile(folder / ARCHIVE):
-        tree = None
-        if os.path.isdir(folder):
-            tree = read_tree(folder, recipe.image_size, recipe.fit)
-        if tree:
+        if tree := os.path.isdir(folder) and read_tree(folder, recipe.image_size, recipe.fit):
             pools, classes, notes = tree
             source = f"class folders, {len(classes)} classes"
             return divide(pools, classes, source, recipe.val_size, recipe.train_limit, notes)
@@ -72,7 +68,8 @@ def _split_32(arrays: Sequence[ndarray], classes: Names, source: str, recipe: Re
     if recipe.image_size not in (None, 32) or recipe.fit != "pad":
         raise InputError(f"--image-size and --fit are for pictures in class folders; {source}: all "
                          "images are 32×32 (--resize N enlarges them before the network)")
-    return make_splits(*arrays, classes, source, recipe.val_size, recipe.train_limit)
+    return make_splits(*arrays, classes, source, val_size=recipe.val_size,
+                       train_limit=recipe.train_limit)
 
 
 def _content(folder: Path) -> str:
@@ -88,28 +85,25 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays and nothing else: a foreign pickle could run any program."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if module == "numpy" and name in ("ndarray", "dtype"):
-            return getattr(np, name)
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        if f"{module}.{name}" not in ALLOWED:
+            raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+        return super().find_class(module, name)
 
 
 def _read_batch(path: Path, md5: str) -> tuple[ndarray, ndarray]:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one official batch."""
+    restore = f"restore it from the archive at {URL}"
     if not path.is_file():
-        raise InputError(f"{path} is missing: restore it from the archive at {URL}")
-    content = path.read_bytes()
-    if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-        raise InputError(f"{path} is damaged (md5 differs from the official one): restore it from "
-                         f"the archive at {URL}")
+        raise InputError(f"{path} is missing: {restore}")
+    if not check_integrity(path, md5):
+        raise InputError(f"{path} is damaged (md5 differs from the official one): {restore}")
     try:
-        batch = _ArrayUnpickler(io.BytesIO(content), encoding="bytes").load()
-        images = np.asarray(batch[b"data"], np.uint8).reshape(-1, 3, 32, 32)
-        return images, np.asarray(batch[b"labels"], np.int64)
+        with open(path, "rb") as file:
+            batch = _ArrayUnpickler(file, encoding="bytes").load()
+        return batch[b"data"].reshape(-1, 3, 32, 32), np.array(batch[b"labels"])
     except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{path} is not an official CIFAR-10 batch ({reason(error)}): restore it "
-                         f"from the archive at {URL}") from None
+        raise InputError(f"{path} is not an official CIFAR-10 batch ({reason(error)}): {restore}"
+                         ) from None
 
 
 def _read_batches(folder: Path) -> list[ndarray]:

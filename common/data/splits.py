@@ -2,6 +2,7 @@
 import hashlib
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 from numpy import ndarray
@@ -37,10 +38,9 @@ class Split:
                        index=self.index.to(device))
 
     def take(self, chosen: ndarray) -> "Split":
-        """The images at positions `chosen` (n,)."""
-        at = torch.from_numpy(chosen)
-        names = tuple(self.names[i] for i in chosen)
-        return Split(self.images[at], self.labels[at], self.index[at], names)
+        """The images at positions `chosen` (n,), or where `chosen` (N,) is true."""
+        names = tuple(np.array(self.names, object)[chosen])
+        return Split(self.images[chosen], self.labels[chosen], self.index[chosen], names)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Splits:
     std: tuple[float, ...]
     source: str
     split_hash: str
-    identity: str = ""
-    notes: Names = ()  # sentences that a script says before it trains
+    identity: str
+    notes: Names  # sentences that a script says before it trains
 
     @property
     def image_size(self) -> int:
@@ -75,18 +75,17 @@ class Splits:
 
 def as_split(images: ndarray, labels: ndarray, names: Names = ()) -> Split:
     """All images (N, 3, H, W) uint8 of one source; without names the index is their name."""
-    index = torch.arange(len(labels))
-    names = names or tuple(map(str, index.tolist()))
-    return Split(torch.from_numpy(images), torch.from_numpy(labels), index, names)
+    names = names or tuple(map(str, range(len(labels))))
+    return Split(torch.from_numpy(images), torch.from_numpy(labels), torch.arange(len(labels)),
+                 names)
 
 
 def make_splits(train_images: ndarray, train_labels: ndarray, test_images: ndarray,
-                test_labels: ndarray, classes: Names, source: str,
-                val_size: int | None = None, train_limit: int | None = None) -> Splits:
+                test_labels: ndarray, classes: Names, source: str, **sizes: int | None) -> Splits:
     """`divide` for arrays: images (N, 3, H, W) uint8, labels (N,) int64."""
     pools = {"train": as_split(train_images, train_labels),
              "test": as_split(test_images, test_labels)}
-    return divide(pools, classes, source, val_size, train_limit)
+    return divide(pools, classes, source, **sizes)
 
 
 def divide(pools: dict[str, Split], classes: Names, source: str,
@@ -109,21 +108,23 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
     pool = train = pools["train"]
     test, val = pools.get("test"), pools.get("val")
     if not test:
-        held, rest = _cut(train, classes, max(len(pool) // 5, kinds))
-        test, train = _gather(train, held), _gather(train, rest)
+        turns = _turns(train, classes, max(len(pool) // 5, kinds))
+        test, train = train.take(turns < 0), train.take(turns >= 0)
     if not val:
         val_size = val_size or max(len(pool) // 10, kinds)
         _check_size("--val-size", val_size, kinds, len(train) - kinds)
     elif val_size:
         raise InputError(f"--val-size {val_size} has no effect: the data has a val folder of its "
                          "own; leave the flag out")
-    held, rest = _cut(train, classes, val_size or 0)
-    val = val or _gather(train, held)
-    if train_limit is not None:
-        _check_size("--train-limit", train_limit, kinds, kinds * min(map(len, rest)))
+    turns = _turns(train, classes, val_size or 0)
+    val = val or train.take(turns < 0)
+    kept = turns >= 0
+    if train_limit:
+        smallest = np.bincount(train.labels[kept]).min()
+        _check_size("--train-limit", train_limit, kinds, kinds * smallest)
         each, more = divmod(train_limit, kinds)
-        rest = [members[:each + (k < more)] for k, members in enumerate(rest)]
-    train = _gather(train, rest)
+        kept &= turns < each + (train.labels < more).numpy()
+    train = train.take(kept)
     if "test" not in pools:
         parts = f"{len(test):,} test images"
         if "val" not in pools:
@@ -136,48 +137,37 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
     return Splits(train, val, test, classes, mean, std, source, split_hash, identity, notes)
 
 
-def _sizes(split: Split, classes: Names) -> list[int]:
-    """Images of each class."""
-    return torch.bincount(split.labels, minlength=len(classes)).tolist()
-
-
 def _check_size(flag: str, size: int, least: int, most: int) -> None:
     """Raise InputError where a split of `size` images cannot hold every class, or leaves none."""
     if not least <= size <= most:
         raise InputError(f"{flag} {size} must lie between {least} (one a class) and {most}")
 
 
-def _cut(pool: Split, classes: Names, total: int) -> tuple[list[ndarray], list[ndarray]]:
-    """Places in the pool of `total` held-out images and of the rest, class by class, shuffled."""
-    sizes = _sizes(pool, classes)
-    if total and min(sizes) < 2:
-        name = classes[sizes.index(min(sizes))]
-        raise InputError(f"{name} has too few images: train, val and test need one each")
+def _turns(pool: Split, classes: Names, total: int) -> ndarray:
+    """(N,) int64: each image's turn in its class, shuffled; below 0 are the `total` held out."""
+    sizes = np.bincount(pool.labels, minlength=len(classes))
+    if total and sizes.min() < 2:
+        raise InputError(f"{classes[sizes.argmin()]} has too few images: train, val and test need "
+                         "one each")
     rng = np.random.RandomState(SPLIT_SEED)  # its stream is frozen by numpy's compatibility policy
-    held, rest = [], []
-    for k, n in enumerate(_quota(sizes, total)):
+    turns = np.empty(len(pool), np.int64)
+    for k, held in enumerate(_quota(sizes, total)):
         members = rng.permutation(np.flatnonzero(pool.labels == k))
-        held.append(members[:n])
-        rest.append(members[n:])
-    return held, rest
+        turns[members] = np.arange(len(members)) - held
+    return turns
 
 
-def _gather(pool: Split, members: list[ndarray]) -> Split:
-    """The images at these places, in the pool's order."""
-    return pool.take(np.sort(np.concatenate(members)))
-
-
-def _quota(sizes: list[int], total: int) -> list[int]:
+def _quota(sizes: ndarray, total: int) -> ndarray:
     """Split `total` over classes in proportion to `sizes`, by largest remainder.
 
     Each class gives at least one (but where `total` is 0) and keeps at least one.
     """
-    exact = [size * total / sum(sizes) for size in sizes]
-    quota = [max(min(1, total), int(share)) for share in exact]
-    while missing := total - sum(quota):
-        step = 1 if missing > 0 else -1
-        free = [k for k, size in enumerate(sizes) if 1 <= quota[k] + step < size]
-        quota[max(free, key=lambda k: step * (exact[k] - quota[k]))] += step
+    exact = sizes * total / sizes.sum()
+    quota = np.maximum(exact.astype(np.int64), min(1, total))
+    while missing := total - quota.sum():
+        step = np.sign(missing)
+        free = (quota + step >= 1) & (quota + step < sizes)
+        quota[np.where(free, step * (exact - quota), -np.inf).argmax()] += step
     return quota
 
 
@@ -185,7 +175,7 @@ def _split_hash(pool: Split, train: Split, val: Split, classes: Names) -> str:
     """Hash of which images of the pool are train and val, and of their labels and classes."""
     digest = hashlib.sha256(f"{len(pool)} {','.join(classes)}".encode())
     for values in (train.index, val.index, pool.labels):
-        digest.update(values.numpy().astype("<i8"))
+        digest.update(values.numpy())
     return digest.hexdigest()[:16]
 
 
@@ -194,8 +184,8 @@ def _identity(splits: tuple[Split, ...], classes: Names) -> str:
     digest = hashlib.blake2b("\n".join(classes).encode(), digest_size=8)
     for split in splits:
         digest.update(f"{tuple(split.images.shape)}".encode())
-        digest.update(np.ascontiguousarray(split.images))
-        digest.update(split.labels.numpy().astype("<i8"))
+        digest.update(split.images.numpy())
+        digest.update(split.labels.numpy())
     return digest.hexdigest()
 
 
@@ -205,12 +195,11 @@ def _warnings(val: Split, train: Split, classes: Names) -> Names:
     if len(val) < FEW_VAL_IMAGES:
         notes += (f"val has only {count(len(val), 'image')}, each {percent(1 / len(val), 0)} of "
                   "its accuracy: small differences mean nothing",)
-    sizes = _sizes(train, classes)
-    few, many = min(sizes), max(sizes)
-    if few * 10 <= many:
-        small, large = classes[sizes.index(few)], classes[sizes.index(many)]
-        notes += (f"{small} has {count(few, 'training image')}, {large} {many:,}: --class-weights "
-                  "gives both the same say",)
+    sizes = np.bincount(train.labels)
+    small, large = sizes.argmin(), sizes.argmax()
+    if sizes[small] * 10 <= sizes[large]:
+        notes += (f"{classes[small]} has {count(sizes[small], 'training image')}, {classes[large]} "
+                  f"{sizes[large]:,}: --class-weights gives both the same say",)
     return notes
 
 
@@ -224,17 +213,13 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in [0, 1], exact, from integer histograms.
+    """Mean and standard deviation of each channel, in [0, 1], to six decimals.
 
     Args:
         images: (N, 3, H, W) uint8.
     """
-    values = np.arange(256) / 255
-    means, stds = [], []
-    for channel in images.unbind(1):
-        share = torch.bincount(channel.flatten(), minlength=256).numpy() / channel.numel()
-        mean = (share * values).sum()
-        std = np.sqrt((share * (values - mean) ** 2).sum())
-        means.append(round(float(mean), 6))
-        stds.append(round(float(std) or 1.0, 6))
-    return tuple(means), tuple(stds)
+    planes = [channel.reshape(-1, images.shape[-1]).numpy() for channel in images.unbind(1)]
+    pairs = np.array([cv2.meanStdDev(plane) for plane in planes])  # (3, 2, 1, 1)
+    mean, std = (pairs / 255).round(6).reshape(3, 2).T
+    std[std == 0] = 1.0  # nothing to scale where all pixels are equal
+    return tuple(mean.tolist()), tuple(std.tolist())
