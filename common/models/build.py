@@ -36,14 +36,14 @@ def build(name: str, num_classes: int = 10, *, input_size: int = 32, stem: str =
     """
     if name not in HEADS:
         raise InputError(f"unknown model {name!r}: choose one of {', '.join(HEADS)}")
-    if input_size < SMALLEST_INPUT[name]:
-        raise InputError(f"{name} needs images of at least {SMALLEST_INPUT[name]} px, "
+    smallest = SMALLEST_INPUT[name]
+    if input_size < smallest:
+        raise InputError(f"{name} needs images of at least {smallest} px, "
                          f"not {input_size}: enlarge them with --image-size or --resize")
     if name == "se_resnet18":
         model = SEResNet18(num_classes, stem, dropout)
     elif name == "efficientnet_b2":
-        model = efficientnet_b2(num_classes, dropout=dropout,
-                                padding_image_size=padding_image_size)
+        model = efficientnet_b2(num_classes, padding_image_size, dropout)
     else:
         kind = SimpleCNN if name == "simple_cnn" else ImprovedCNN
         model = kind(num_classes, input_size)
@@ -60,8 +60,7 @@ def architecture(name: str, **arguments: Any) -> Json:
     `build(**architecture(...))` gives the same network.
     """
     # Spelled out, so that a later change of a default does not change an old checkpoint.
-    defaults = dict(build.__kwdefaults__)
-    return {"name": name, **defaults, **arguments}
+    return {"name": name, **build.__kwdefaults__, **arguments}
 
 
 def count_parameters(model: nn.Module) -> int:

