@@ -17,8 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import train_effnet
-from common.config import (Parser, Recipe, Runtime, add_flags, checked, collect,
-                           refuse_without_effect)
+from common.config import Parser, Recipe, Runtime, add_flags, checked, settle
 from common.errors import run_script
 
 CONTROL = "EfficientNetB2_Pretrained"
@@ -36,8 +35,8 @@ FLAGS = (
 RUNTIME_FLAGS = (  # no --resume: a rerun goes on by itself
     "data_dir", "offline", "device", "amp", "compile", "deterministic", "out", "run_name", "smoke",
 )  # fmt: skip
-SMOKE = train_effnet.SMOKE["efficientnet_b2"] | dict(
-    pretrained=True, train_limit=200, val_size=100, head_epochs=1, epochs=1, batch_size=25)
+SMOKE = {"efficientnet_b2": dict(synthetic=True, lr=2e-3, train_limit=200, val_size=100,
+                                 head_epochs=1, epochs=1, batch_size=25)}
 
 
 def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
@@ -45,7 +44,7 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("ablation").add_argument
     add("--all", action="store_true", help="all five arms")
-    add("--arms", nargs="+", choices=list(ARMS), metavar="ARM", help=f"some of: {', '.join(ARMS)}")
+    add("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"some of: {', '.join(ARMS)}")
     add("--seeds", nargs="+", type=checked(int, 0, 2**31 - 1), default=[0], metavar="N",
         help="runs of each arm (default: 0)")
     add("--shard", metavar="I/N", help="run the I-th of N parts of arms × seeds, I from 1")
@@ -59,27 +58,20 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
         parser.error("choose --all, or --arms with one or more names")
     if len(set(given.seeds)) < len(given.seeds):
         parser.error("--seeds must differ from one another")
-    arms = given.arms or list(ARMS)
-    # An effect is a difference to the control.
-    given.arms = arms if CONTROL in arms else [CONTROL, *arms]
-    runtime = collect(given, Runtime())
-    smoke = SMOKE if runtime.smoke else {}
-    base = replace(train_effnet.RECIPES[given.recipe], resize=2, **smoke)
-    control = collect(given, base)
-    refuse_without_effect(given, control, runtime)
-    if not runtime.run_name:
-        kind = "smoke-" if runtime.smoke else "report-" if given.recipe == "report" else ""
-        name = control.name(runtime.data_dir or "", base).removesuffix("-seed0")
-        runtime = replace(runtime, run_name=kind + name)
+    # An effect is a difference to the control; an arm named twice is one arm.
+    given.arms = [*dict.fromkeys([CONTROL, *(given.arms or ARMS)])]
+    base = replace(train_effnet.RECIPES[given.recipe], resize=2)
+    control, runtime = settle(given, base, SMOKE)
+    if not runtime.name_given:  # a study is of many seeds
+        runtime = replace(runtime, run_name=runtime.run_name.removesuffix("-seed0"))
     return given, control, runtime
 
 
 def train(recipe: Recipe, runtime: Runtime, folder: Path) -> None:
     """Train in `folder`, or go on with what is there."""
-    study = folder.parent
     begun = (folder / "recipe.json").exists()
     own = replace(runtime, run_name=folder.name, resume=begun, smoke=False)
-    train_effnet.train(recipe, own, script=f"{study.parent.name}/{study.name}", publish=False)
+    train_effnet.train(recipe, own, script=f"ablation/{folder.parent.name}", publish=False)
 
 
 def run_job(job: tuple[str, int], control: Recipe, runtime: Runtime, study: Path) -> None:
@@ -129,20 +121,19 @@ def main() -> int:
         load_splits(control, runtime)  # missing data ends the study at once, not arm by arm
         if runtime.smoke and control.weights is None:
             control = replace(control, weights=weights_for_smoke(control, runtime, study))
-        started = time.monotonic()
-        for done, job in enumerate(mine):
-            pace = (time.monotonic() - started) / max(1, done)
-            left = f", about {pace * (len(mine) - done) / 60:.1f} min left" if done else ""
-            print(f"\n[{done + 1}/{len(mine)}] {job[0]}, seed {job[1]}{left}", flush=True)
-            run_job(job, control, runtime, study)
+        left, started = "", time.monotonic()
+        for done, (arm, seed) in enumerate(mine, 1):
+            print(f"\n[{done}/{len(mine)}] {arm}, seed {seed}{left}", flush=True)
+            run_job((arm, seed), control, runtime, study)
+            pace = (time.monotonic() - started) / done
+            left = f", about {pace * (len(mine) - done) / 60:.1f} min left"
     table = tables.collect(study, given.arms, given.seeds, CONTROL, asdict(control))
     tables.write(table, study)
     print(f"\n{tables.markdown(table)}")
     best = tables.best_checkpoint(study)
     if best and not given.collect:
         publish(best, Path(runtime.out))
-    own = {f"{arm}-seed{seed}" for arm, seed in mine}
-    return 1 if own & table["gaps"].keys() else 0
+    return int(any(f"{arm}-seed{seed}" in table["gaps"] for arm, seed in mine))
 
 
 if __name__ == "__main__":

@@ -38,8 +38,7 @@ def train(recipe: Recipe, runtime: Runtime) -> None:
 
 
 def main() -> None:
-    recipe, runtime = parse(__doc__, RECIPES, SMOKE)
-    train(recipe, runtime)
+    train(*parse(__doc__, RECIPES, SMOKE))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ FLAGS = ("resize", "head_epochs", "head_lr", "label_smoothing", "random_erasing"
 
 def pick(given: argparse.Namespace, name: str) -> str:
     """Key of the recipe: `--no-pretrained` has its own, but not among the report's settings."""
-    random = getattr(given, "pretrained", True) is False
+    random = not getattr(given, "pretrained", True)
     return "scratch" if name == "default" and random else name
 
 
@@ -85,8 +85,7 @@ def train(recipe: Recipe, runtime: Runtime, script: str = "train_effnet",
 
 
 def main() -> None:
-    recipe, runtime = parse(__doc__, RECIPES, SMOKE, FLAGS, pick)
-    train(recipe, runtime)
+    train(*parse(__doc__, RECIPES, SMOKE, FLAGS, pick))
 
 
 if __name__ == "__main__":

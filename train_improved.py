@@ -88,8 +88,7 @@ def train(recipe: Recipe, runtime: Runtime) -> None:
 
 
 def main() -> None:
-    recipe, runtime = parse(__doc__, RECIPES, SMOKE, FLAGS, pick)
-    train(recipe, runtime)
+    train(*parse(__doc__, RECIPES, SMOKE, FLAGS, pick))
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ import argparse
 import math
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,14 @@ from typing import Any, NoReturn
 from common.errors import InputError
 
 PROCESS_START = time.perf_counter()  # this module is the first that every script imports
+Values = Mapping[str, Any]  # of a recipe's fields, some or all
 
 
-def option(default: Any, help: str, group: str, low: float = -math.inf,
-           high: float = math.inf, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is also a flag; `low` and `high` are inclusive bounds."""
-    metadata = {"help": help, "group": group, "bounds": (low, high), "choices": choices}
-    return field(default=default, metadata=metadata)
+def option(default: Any, help: str, group: str, low: float = 0, high: float = math.inf,
+           choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field that is also a flag; `low` and `high` are a number's inclusive bounds."""
+    return field(default=default, metadata={
+        "help": help, "group": group, "bounds": (low, high), "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Recipe:
     random_erasing: float = option(
         0.0, "probability that a random rectangle is erased", "augmentation", 0, 1)
 
-    def name(self, data: str = "", base: "Recipe | None" = None) -> str:
+    def name(self, data: str | None = None, base: "Recipe | None" = None) -> str:
         """Name of this recipe's run: model, stem, size, weights, data, all that differs from
         `base`, and seed, in letters, digits, `.`, `-` and `_`.
 
@@ -106,21 +107,21 @@ class Recipe:
             base: the recipe that the script starts from; None: name no differences.
         """
         weights = Path(self.weights or "pretrained").absolute()
-        parts = {
-            self.model: True,
-            self.stem: self.model == "se_resnet18",
-            f"x{self.resize}": self.resize > 1,
-            # Every run has a best.pt: its folder tells which.
-            weights.parent.name if weights.name == "best.pt" else weights.stem: self.pretrained,
-            "synthetic": self.synthetic,
-            Path(data).resolve().name: data,
-            f"limit{self.train_limit}": self.train_limit,
-        }
-        words = [word for word, said in parts.items() if said]
-        changed = vars(self).items() - vars(base or self).items()
-        words += [f"{key}{value}" for key, value in sorted(changed) if key not in NAMED]
-        words.append(f"seed{self.seed}")
-        return "-".join(re.sub(r"[^\w.-]+", "_", word)[:40] for word in words)
+        # Every run has a best.pt: its folder tells which.
+        start = weights.parent.name if weights.name == "best.pt" else weights.stem
+        changed = sorted(vars(self).items() - vars(base or self).items())
+        words = [
+            self.model,
+            self.stem * (self.model == "se_resnet18"),
+            f"x{self.resize}" * (self.resize > 1),
+            start * self.pretrained,
+            "synthetic" * self.synthetic,
+            data and Path(data).resolve().name,
+            self.train_limit and f"limit{self.train_limit}",
+            *(f"{key}{value}" for key, value in changed if key not in NAMED),
+            f"seed{self.seed}",
+        ]
+        return "-".join(re.sub(r"[^\w.-]+", "_", word)[:40] for word in words if word)
 
 
 # Fields that have a part of their own in a run's name.
@@ -166,8 +167,7 @@ class Runtime:
     name_given: bool = False  # no flag: whether run_name is the user's own word
 
 
-METAVARS = {"weights": "FILE", "ckpt": "FILE", "json": "FILE",
-            "data_dir": "DIR", "out": "DIR", "target": "DIR"}
+METAVARS = {"weights": "FILE", "ckpt": "FILE", "data_dir": "DIR", "out": "DIR", "target": "DIR"}
 COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "class_weights",
                 "epochs", "batch_size", "lr", "weight_decay", "seed")
 
@@ -176,22 +176,19 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"{self.prog}: {message}; see --help", file=sys.stderr)
-        raise SystemExit(2)
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
-def checked(kind: type, low: float = -math.inf, high: float = math.inf) -> Callable[[str], Any]:
+def checked(kind: type, low: float, high: float) -> Callable[[str], Any]:
     """A converter (argparse's `type`) from text to `int` or `float` within inclusive bounds."""
     def convert(text: str) -> Any:
-        try:
+        with suppress(ValueError):
             value = kind(text)
-        except ValueError:
-            value = math.nan  # beyond every bound
-        if not low <= value <= high:
-            wanted = "a whole number" if kind is int else "a number"
-            bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
-            raise argparse.ArgumentTypeError(f"{text} is not {wanted} {bounds}")
-        return value
+            if low <= value <= high:
+                return value
+        wanted = "a whole number" if kind is int else "a number"
+        bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
+        raise argparse.ArgumentTypeError(f"{text} is not {wanted} {bounds}")
     return convert
 
 
@@ -210,29 +207,26 @@ def a_name(text: str) -> str:
 
 
 def flag_of(name: str) -> str:
-    """The flag of a field."""
-    return "--name" if name == "run_name" else "--" + name.replace("_", "-")
+    """The flag of a field; `--name` is the one of `run_name`."""
+    return "--" + name.removeprefix("run_").replace("_", "-")
 
 
 def add_flags(parser: argparse.ArgumentParser, instance: Any,
-              names: Sequence[str] | None = None) -> None:
+              names: Sequence[str] = ()) -> None:
     """Add one flag for each field in `names` (default: all) of a dataclass instance, whose values
     are the defaults shown."""
-    groups = {group.title: group for group in parser._action_groups}
     for item in fields(instance):
-        if not item.metadata or names is not None and item.name not in names:
-            continue
-        title = item.metadata["group"]
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        _add_flag(groups[title], item, getattr(instance, item.name))
+        if item.metadata and item.name in (names or vars(instance)):
+            _add_flag(parser, item, getattr(instance, item.name))
 
 
-def _add_flag(group: Any, item: Field, default: Any) -> None:
+def _add_flag(parser: argparse.ArgumentParser, item: Field, default: Any) -> None:
     """Add one field's flag; absent flags leave no attribute, so that a recipe's own value
     stands."""
-    name, kind, help = item.name, item.type, item.metadata["help"]
-    choices, bounds = item.metadata["choices"], item.metadata["bounds"]
+    name, kind = item.name, item.type
+    help, title, bounds, choices = item.metadata.values()
+    groups = {group.title: group for group in parser._action_groups}
+    group = groups.get(title) or parser.add_argument_group(title)
     if default is not None and default is not False:
         help += f" (default: {'yes' if default is True else default})"
     add = partial(group.add_argument, flag_of(name), dest=name, default=argparse.SUPPRESS,
@@ -280,16 +274,43 @@ def refuse_without_effect(given: argparse.Namespace, recipe: Recipe, runtime: Ru
             raise InputError(f"{flag_of(name)} has no effect, as {why}: leave it out")
 
 
-def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Mapping[str, Any]],
+def settle(given: argparse.Namespace, base: Recipe,
+           smoke: Mapping[str, Values]) -> tuple[Recipe, Runtime]:
+    """The recipe and runtime that a parsed command line asks for; the runtime has a run name
+    always.
+
+    Args:
+        given: what the command line gave, absent flags absent; `recipe` is always there.
+        base: what holds where nothing was given.
+        smoke: for each model, recipe values that `--smoke` sets before explicit flags.
+
+    Raises:
+        InputError: a flag without effect.
+    """
+    runtime = collect(given, Runtime())
+    if runtime.smoke:
+        base = replace(base, **smoke[base.model])
+    if "weights" in given:
+        base = replace(base, pretrained=True)
+    recipe = collect(given, base)
+    refuse_without_effect(given, recipe, runtime)
+    if runtime.run_name:
+        return recipe, replace(runtime, name_given=True)
+    kind = "smoke" if runtime.smoke else given.recipe
+    name = f"{kind}-{recipe.name(runtime.data_dir, base)}".removeprefix("default-")
+    return recipe, replace(runtime, run_name=name)
+
+
+def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Values],
           flags: Sequence[str] = (),
           pick: Callable[[argparse.Namespace, str], str] = lambda given, name: name,
           argv: Sequence[str] | None = None) -> tuple[Recipe, Runtime]:
-    """The recipe and runtime that the command line asks for; the runtime has a run name always.
+    """What `settle` makes of a training script's command line.
 
     Args:
         doc: the script's docstring, shown by `--help`.
         recipes: at least "default" and "report"; explicit flags override the chosen one.
-        smoke: for each model, recipe values that `--smoke` sets before explicit flags.
+        smoke: as for `settle`.
         flags: recipe fields offered beside those that every training script has.
         pick: maps what was given and "default" or "report" to a key of `recipes`.
 
@@ -304,21 +325,10 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Mapping[s
     add_flags(parser, recipes["default"], (*COMMON_FLAGS, *flags))
     add_flags(parser, Runtime())
     given = parser.parse_args(argv)
-    runtime = collect(given, Runtime())
-    base = recipes[pick(given, given.recipe)]
-    if runtime.smoke:
-        base = replace(base, **smoke[base.model])
-    recipe = collect(given, base)
-    if recipe.weights and "pretrained" not in given:
-        recipe = replace(recipe, pretrained=True)
-    refuse_without_effect(given, recipe, runtime)
-    if runtime.run_name:
-        return recipe, replace(runtime, name_given=True)
-    kind = "smoke-" if runtime.smoke else "report-" if given.recipe == "report" else ""
-    return recipe, replace(runtime, run_name=kind + recipe.name(runtime.data_dir or "", base))
+    return settle(given, recipes[pick(given, given.recipe)], smoke)
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def difference(old: Values, new: Values) -> list[str]:
     """One `name: old -> new` for every key whose value differs."""
-    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)} -> {new.get(key)}" for key in changed]
+    return [f"{key}: {old.get(key)} -> {new.get(key)}"
+            for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
