@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing can be written there
-HELD_BACK = b"\nstopping after this step; once more to stop at once\n"
 
 
 class InputError(Exception):
@@ -32,8 +31,8 @@ class Interrupted(BaseException):
     """A signal that ends the program; `signum` says which (exit 128 + signum)."""
 
     def __init__(self, signum: int, where: str = "") -> None:
-        super().__init__(where)
-        self.signum = signum
+        super().__init__(f"interrupted {where}".rstrip())
+        self.signum, self.code = signum, 128 + signum
 
 
 def reason(error: Exception) -> str:
@@ -57,15 +56,16 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     _Signals.pending = signum
     with contextlib.suppress(OSError, AttributeError):  # there may be no terminal
         # Not print: this may interrupt one.
-        os.write(sys.stderr.fileno(), HELD_BACK)
+        os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once\n")
 
 
 def _catch_signals() -> None:
     """Turn Ctrl-C, SIGTERM and the terminal's end into `Interrupted`."""
-    signal.signal(signal.SIGINT, _on_signal)
-    signal.signal(signal.SIGTERM, _on_signal)
-    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup
-        signal.signal(signal.SIGHUP, _on_signal)
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+    if signal.getsignal(hangup) != signal.SIG_IGN:  # nohup
+        signal.signal(hangup, _on_signal)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _on_signal)
 
 
 @contextlib.contextmanager
@@ -94,22 +94,19 @@ def _outcome(main: Callable[[], int | None]) -> tuple[int, str]:
         code = main() or 0
         print(end="", flush=True)  # a closed pipe may only show now
         return code, ""
-    except (InputError, RunError) as error:
+    except (InputError, RunError, Interrupted) as error:
         return error.code, str(error)
     except SystemExit as stop:  # of --help or a refused flag, which has said its line
         return stop.code, ""
-    except Interrupted as stop:
-        return 128 + stop.signum, f"interrupted {stop}".rstrip()
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
         return 1, ""
     except OSError as error:
-        if error.errno not in FULL and error.filename is None:
-            raise  # not about a place, so a bug
-        place = error.filename or "a file"
         remedy = "check the path and its permissions, or name another place"
         if error.errno in FULL:
             remedy = "free some space, or choose another place with --out"
-        return 1, f"{place}: {error.strerror}; {remedy}"
+        elif error.filename is None:
+            raise  # not about a place, so a bug
+        return 1, f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
 
 
 def run_script(main: Callable[[], int | None]) -> None:

@@ -30,7 +30,6 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     Raises:
         OSError: the disk is full or the folder read-only; it names `path`.
     """
-    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -43,7 +42,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,7 +72,7 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> Json:
         InputError: not readable as JSON, no object, or without one of the keys.
     """
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}): restore it, or start anew with "
                          "another --name") from None
@@ -94,7 +93,7 @@ def _with_keys(path: Path, value: Any, keys: Iterable[str]) -> Json:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def check_named_digest(path: Path) -> None:
@@ -103,7 +102,6 @@ def check_named_digest(path: Path) -> None:
     Raises:
         InputError: the file is not the one that its name promises.
     """
-    path = Path(path)
     prefix = path.stem[-8:]
     if path.name in PUBLISHED and not sha256(path).startswith(prefix):
         raise InputError(f"{path} is damaged: its sha256 does not begin with {prefix}; "
@@ -150,7 +148,6 @@ def read_checkpoint(path: Path, keys: Iterable[str] = ()) -> Json:
     """
     import torch
 
-    path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist: train first, or give another file")
     if path.stat().st_size == 0:

@@ -19,12 +19,10 @@ Z = 1.959963984540054  # standard deviations of a normal distribution's central 
 class Calibration(NamedTuple):
     """Expected calibration error and the table of a reliability diagram.
 
-    `edges` (bins + 1,); `count` (bins,) int64; `confidence` and `accuracy` (bins,) float64, means,
-    0 in an empty bin.
+    `count` (bins,) int64; `confidence` and `accuracy` (bins,) float64, means, 0 in an empty bin.
     """
 
     ece: float
-    edges: Tensor
     count: Tensor
     confidence: Tensor
     accuracy: Tensor
@@ -42,10 +40,9 @@ class Interval(NamedTuple):
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
     """Ends of the 95 % score interval of a fraction `correct / total` (Wilson 1927)."""
     share, extra = correct / total, Z**2 / total
-    centre = share + extra / 2
-    half = Z * math.sqrt(share * (1 - share) / total + extra / (4 * total))
-    low, high = (centre - half) / (1 + extra), (centre + half) / (1 + extra)
-    return max(0.0, low), min(1.0, high)
+    centre, whole = share + extra / 2, 1 + extra
+    half = math.sqrt(extra * (share * (1 - share) + extra / 4))
+    return (centre - half) / whole, min(1.0, (centre + half) / whole)
 
 
 def confusion_matrix(preds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -62,7 +59,7 @@ def most_confused(confusion: Tensor, top: int = 10,
     `ordered`: (true, predicted, images). Otherwise both directions are added up and the smaller
     class comes first. Ties keep the order of the matrix.
     """
-    errors = confusion - confusion.diag().diag()
+    errors = confusion.clone().fill_diagonal_(0)
     if not ordered:
         errors = (errors + errors.T).triu()
     counts, cells = errors.flatten().sort(descending=True, stable=True)
@@ -81,19 +78,18 @@ def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Calibration
         confidence: (N,) float64, the predicted class's probability.
         hits: (N,) bool, whether it is the label.
     """
-    edges = torch.arange(bins + 1, dtype=torch.float64) / bins
-    index = torch.bucketize(confidence, edges[1:-1], right=True)
+    index = (confidence * bins).long().clamp(max=bins - 1)
     count = torch.bincount(index, minlength=bins)
     sure, right = (torch.bincount(index, values.double(), minlength=bins)
                    for values in (confidence, hits))
     ece = (sure - right).abs().sum().item() / len(hits)
     filled = count.clamp(min=1)
-    return Calibration(ece, edges, count, sure / filled, right / filled)
+    return Calibration(ece, count, sure / filled, right / filled)
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:
     """Mean negative log-likelihood of the labels, in nats."""
-    return F.cross_entropy(logits.detach().double(), labels).item()
+    return F.cross_entropy(logits.double(), labels).item()
 
 
 @functools.cache
@@ -104,10 +100,10 @@ def t_quantile(level: float, df: int) -> float:
     In the angle atan(t / sqrt(df)) the density is cos^(df - 1), summed here over 200,000 steps of a
     right angle.
     """
-    ends = np.linspace(0, math.pi / 2, 200_001)
-    middles = (ends[1:] + ends[:-1]) / 2
-    inside = np.cumsum(np.cos(middles) ** (df - 1))
-    angle = np.interp(level * inside[-1], inside, ends[1:])
+    step = math.pi / 400_000
+    ends = np.arange(1, 200_001) * step
+    inside = np.cumsum(np.cos(ends - step / 2) ** (df - 1))
+    angle = np.interp(level * inside[-1], inside, ends)
     return math.sqrt(df) * math.tan(angle)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
-from matplotlib.ticker import LogFormatter, LogFormatterMathtext
+from matplotlib.ticker import LogFormatter
 
 from common.files import atomic
 
@@ -48,20 +49,18 @@ def mosaic(path: Path, title: str, tiles: np.ndarray, tile_px: int,
     figure's size and enlarge the saved file. `below` leaves white under a tile, as a share of its
     height.
     """
-    pixels, gap = tiles.shape[3], 2  # white pixels between tiles
-    scale = max(1, round(tile_px / pixels)) / STYLE["savefig.dpi"]
+    rows, columns, _, pixels, _ = tiles.shape
+    gap = 2  # white pixels between tiles
     white = [(0, 0), (0, 0), (0, 0), (0, gap + round(below * pixels)), (0, gap)]
     tiles = np.pad(tiles, white, constant_values=255)
-    rows, columns, channels, height, width = tiles.shape
-    canvas = tiles.transpose(0, 3, 1, 4, 2).reshape(rows * height, columns * width, channels)
-    size = columns * width * scale, rows * height * scale
-    with new_figure(path, "", size, layout=None) as figure:
-        axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[])
+    canvas = np.concatenate(np.concatenate(tiles, axis=2), axis=2).transpose(1, 2, 0)
+    scale = max(1, round(tile_px / pixels)) / STYLE["savefig.dpi"]
+    height, width = np.multiply(canvas.shape[:2], scale)
+    with new_figure(path, "", (width, height), layout=None) as figure:
+        axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[], frameon=False)
         axes.imshow(canvas, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
         axes.set_title(short(title, MAX_TITLE), fontsize=11, fontweight="bold")
-        axes.grid(False)
-        axes.spines[:].set_visible(False)
-        axes.tick_params(length=0)
+        axes.tick_params(length=0, grid_alpha=0)
         yield axes
 
 
@@ -70,24 +69,21 @@ def new_figure(path: Path, title: str, size: tuple[float, float], note: str = ""
                layout: str | None = "constrained") -> Iterator[Figure]:
     """A styled figure of `size` inches, at most 30 a side, saved to `path` when the block ends
     well. Every text in it is shown as it is, `$` and `_` included."""
-    size = [min(side, MAX_INCHES) for side in size]
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
-        figure = Figure(figsize=size, layout=layout)
+        figure = Figure(figsize=np.minimum(size, MAX_INCHES), layout=layout)
         figure.suptitle(short(title, MAX_TITLE), fontsize=11, fontweight="bold")
         yield figure
         if note:
             figure.supxlabel(note, fontsize=7, color=MUTED)
-        for axes in figure.axes:
-            for axis in (axes.xaxis, axes.yaxis):
-                if isinstance(axis.get_major_formatter(), LogFormatterMathtext):
-                    axis.set_major_formatter(LogFormatter())  # powers of ten without markup
-                    axis.set_minor_formatter(LogFormatter())
+        for axis in figure.findobj(Axis):
+            if axis.get_scale() == "log":
+                axis.set_major_formatter(LogFormatter())  # powers of ten without markup
+                axis.set_minor_formatter(LogFormatter())
         _save(figure, path)
 
 
 def _save(figure: Figure, path: Path) -> None:
-    """The figure's file, in the format of its suffix; two savings give the same bytes."""
-    metadata = {"Software": None} if path.suffix == ".png" else None
+    """The figure's PNG file; two savings give the same bytes."""
     with atomic(path) as file:
-        figure.savefig(file, format=path.suffix[1:], metadata=metadata)
+        figure.savefig(file, metadata={"Software": None})

@@ -76,7 +76,6 @@ def test_calibration_by_hand() -> None:
     assert table.count.tolist() == [0] * 9 + [2, 0, 0, 0, 1, 1]
     assert table.confidence[[9, 13, 14]].tolist() == pytest.approx([0.62, 0.9, 1.0])
     assert table.accuracy[[9, 13, 14]].tolist() == [0.5, 1.0, 0.0]
-    assert table.edges.tolist() == pytest.approx([i / 15 for i in range(16)])
     assert table.accuracy.isfinite().all() and table.confidence.isfinite().all()
 
 
