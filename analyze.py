@@ -124,7 +124,8 @@ def main() -> int:
         help="pictures and folders of pictures to name and explain, in place of the test images",
     )
     given = parser.parse_args()
-    options, runtime = collect(given, Options()), collect(given, Runtime())
+    options = collect(given, Options())
+    runtime = collect(given, Runtime())
     try:
         if "images" not in given:
             analyze(options, runtime)

@@ -49,13 +49,16 @@ def confusion(result: Json, folder: Path) -> None:
 
     Beyond 20 classes it shows the 20 that take part in the most errors.
     """
-    counts, classes = np.array(result["confusion"]), result["classes"]
+    counts = np.array(result["confusion"])
+    classes = result["classes"]
     share = counts / counts.sum(1, keepdims=True).clip(1)
     errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
     cells = np.ix_(shown, shown)
-    counts, share = counts[cells], share[cells]
-    k, names = len(shown), [short(classes[i]) for i in shown]
+    counts = counts[cells]
+    share = share[cells]
+    k = len(shown)
+    names = [short(classes[i]) for i in shown]
     title = f"Confusion matrix, {k} of {len(classes):,} classes\n{result['title']}"
     side = 2.2 + 0.62 * k
     with new_figure(folder / "confusion.png", title, (side, side),
@@ -172,7 +175,8 @@ def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: s
         axes = figure.subplots()
         for number, (pictures, heads, caption) in enumerate(parts):
             row, column = divmod(number, columns)
-            x, y = column * wide, row * high
+            x = column * wide
+            y = row * high
             for left, picture in zip(itertools.count(x), pictures):
                 axes.imshow(picture, extent=(left, left + 0.97, y + 0.97, y))
             for middle, head in zip(itertools.count(x + 0.48), heads):

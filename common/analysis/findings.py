@@ -113,7 +113,8 @@ def _cat_and_dog(result: Json) -> Claim:
     pairs = {tuple(pair["classes"]): pair["images"] for pair in result["most_confused_pairs"]}
     own = pairs.pop(("cat", "dog"), 0)
     other = max(pairs.values(), default=0)
-    gap, reach = own - other, 1.96 * (own + other) ** 0.5
+    gap = own - other
+    reach = 1.96 * (own + other) ** 0.5
     verdict = _verdict(_side({"low": gap - reach, "high": gap + reach}))
     numbers = f"{own} errors are between cat and dog, {other} between the largest other pair."
     return "Cat and dog are the main confusion", verdict, numbers

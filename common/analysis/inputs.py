@@ -80,7 +80,8 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
     Raises:
         InputError: no data, or data with other classes or of another image size.
     """
-    path, size = subject.path, subject.card["image_size"]
+    path = subject.path
+    size = subject.card["image_size"]
     trained_on = subject.card.get("data_dir")
     if trained_on and not (subject.recipe.synthetic or runtime.data_dir):
         # What the checkpoint remembers is no flag of the user's. CIFAR-10 may have moved to where
@@ -133,8 +134,9 @@ def open_folder(runtime: Runtime, name: str, request: Json) -> Path:
     Raises:
         InputError: the folder that the user named holds something else.
     """
-    base, number = Path(runtime.out) / "analyze", 1
+    base = Path(runtime.out) / "analyze"
     folder = base / (runtime.run_name or name)
+    number = 1
     while any(folder.glob("*")) and not _holds(folder, request):
         if runtime.run_name:
             raise InputError(f"{folder} holds something else: choose another --name")

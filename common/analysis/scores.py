@@ -67,7 +67,8 @@ def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[Json]:
 def _calibration(logits: Tensor, hits: Tensor) -> Json:
     """The reliability table: 5 bins for a few images, up to 15 where each holds 40 on average."""
     bins = max(5, min(15, len(hits) // 40))
-    confidence, hits = logits.double().softmax(1).amax(1).cpu(), hits.cpu()
+    confidence = logits.double().softmax(1).amax(1).cpu()
+    hits = hits.cpu()
     table = calibration(confidence, hits, bins)
     return {
         "ece": table.ece,
