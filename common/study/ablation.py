@@ -1,7 +1,7 @@
 """Arms × seeds → one table with intervals and costs, and conclusions in words computed from it."""
-import itertools
 import math
 from collections.abc import Sequence
+from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,10 @@ COLUMNS = {
     "parameters": "parameters",
 }
 WHOLE = ("n", "train_memory_mb", "inference_memory_mb", "batch_n", "parameters")
+ABOUT = (
+    "{source}; the control starts from {weights}; {versions[hardware]}, torch {versions[torch]}, "
+    "commit {versions[git_commit]}.\n\n"
+)
 METHOD = (
     "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a "
     "warm-up, device idle before and after; memory is the peak of one training step and of one "
@@ -89,39 +93,39 @@ def collect(
     Args:
         recipe: every field of the control's.
     """
-    results = {arm: {} for arm in arms}  # arm → seed → content of result.json
+    results = {arm: {} for arm in arms}  # arm → seed → result.json and its folder
     gaps = {}
-    for arm, seed in itertools.product(arms, seeds):
+    for arm, seed in product(arms, seeds):
         folder = study / f"{arm}-seed{seed}"
         mark, result = failure_mark(folder), folder / "result.json"
         if mark.is_file():
             gaps[folder.name] = f"FAILED: {mark.read_text().strip()}"
         elif result.is_file():
-            results[arm][seed] = read_json(result, ("test_top1",))
+            results[arm][seed] = read_json(result, ("test_top1",)) | {"folder": folder}
         else:
             gaps[folder.name] = "missing"
-    rows = [_row(study, arm, control, results) for arm in arms if results[arm]]
+    rows = [_row(arm, control, results) for arm in arms if results[arm]]
     # The first study trained on all of CIFAR-10.
     if not recipe["train_limit"] and not recipe["synthetic"]:
         for row in rows:
             row["report_top1"] = REPORT_TOP1[row["arm"]]
             row["report_delta"] = row["report_top1"] - REPORT_TOP1[control]
     first = next((run for runs in results.values() for run in runs.values()), {})
-    table = {key: first.get(key) for key in ("source", "class_names", "weights", "versions")}
-    return table | {
-        "control": control, "recipe": recipe, "seeds": seeds, "rows": rows, "gaps": gaps,
+    versions = dict.fromkeys(("hardware", "torch", "git_commit")) | first.get("versions", {})
+    return {key: first.get(key) for key in ("source", "class_names", "weights")} | {
+        "versions": versions, "control": control, "recipe": recipe, "seeds": seeds, "rows": rows,
+        "gaps": gaps,
     }  # fmt: skip
 
 
-def _row(study: Path, arm: str, control: str, results: Json) -> Json:
+def _row(arm: str, control: str, results: Json) -> Json:
     """One arm's line of the table."""
     runs, base = results[arm], results[control]
     top1 = {seed: run["test_top1"] for seed, run in runs.items()}
     pairs = [seed for seed in runs if seed in base and arm != control]
     deltas = [top1[seed] - base[seed]["test_top1"] for seed in pairs]
-    seed = min(runs)
-    folder, other = study / f"{arm}-seed{seed}", study / f"{control}-seed{seed}"
-    cost = folder / "cost.json"
+    first = runs[min(runs)]
+    cost = first["folder"] / "cost.json"
     return {
         **dict.fromkeys(COLUMNS),
         "arm": arm,
@@ -129,8 +133,8 @@ def _row(study: Path, arm: str, control: str, results: Json) -> Json:
         "top1_by_seed": top1,
         **_interval([*top1.values()], "top1", "std", "low", "high"),
         **_interval(deltas, "delta", "delta_std", "delta_low", "delta_high"),
-        "only_right": _only_right(other, folder) if len(pairs) == 1 else None,
-        "parameters": runs[seed]["parameters"],
+        "only_right": _only_right(base[pairs[0]], runs[pairs[0]]) if len(pairs) == 1 else None,
+        "parameters": first["parameters"],
         **(read_json(cost) if cost.is_file() else {}),
     }
 
@@ -142,11 +146,11 @@ def _interval(values: Sequence[float], *names: str) -> Json:
     return {name: value if math.isfinite(value) else None for name, value in found}
 
 
-def _only_right(*folders: Path) -> list[int] | None:
+def _only_right(*runs: Json) -> list[int] | None:
     """Test images that only the first, and only the second, of two runs gets right; None
     without both predictions."""
     try:
-        tests = [tables.read_csv(folder / "test_predictions.csv") for folder in folders]
+        tests = [tables.read_csv(run["folder"] / "test_predictions.csv") for run in runs]
     except FileNotFoundError:
         return None
     first, second = (
@@ -163,24 +167,23 @@ def conclusions(table: Json) -> list[str]:
     for row in sorted(effects, key=itemgetter("delta")):
         said = f"{row['arm'].removeprefix('EfficientNetB2_')}: {_effect(row)}"
         if row["report_delta"] is not None:
-            said += f" (the first study: {_points(row['report_delta'])})"
+            said += f" (the first study: {_cell('report_delta', row['report_delta'])})"
         words.append(f"{said}.")
     if effects and not learned(table):
         words.append("No arm does much better than guessing: the runs are too short to compare.")
-    return words + [f"{name}: {why}" for name, why in table["gaps"].items()]
+    return [*words, *map(": ".join, table["gaps"].items())]
 
 
 def _effect(row: Json) -> str:
     """One arm's difference to the control, and what it shows."""
     low, high, pair = row["delta_low"], row["delta_high"], row["only_right"]
-    delta = _points(row["delta"])
-    points = f"{delta} points against the control"
+    shown = {key: _cell(key, row[key]) for key in COLUMNS}
+    points = "{delta} points against the control".format(**shown)
+    interval = "95 % interval from {delta_low} to {delta_high} over {n} seeds".format(**shown)
     if low is not None:
-        ends = f"{_points(low)} to {_points(high)}"
-        interval = f"95 % interval from {ends} over {row['n']} seeds"
         if low <= 0 <= high:
             return f"no measurable effect, {points}, {interval}"
-        return f"{'costs' if high < 0 else 'gains'} {delta[1:]} points, {interval}"
+        return f"{'costs' if high < 0 else 'gains'} {shown['delta'][1:]} points, {interval}"
     if pair is None:
         return f"{points}, a single seed, so no effect is claimed"
     p = mcnemar_exact(*pair)
@@ -191,11 +194,6 @@ def _effect(row: Json) -> str:
         f"({count(pair[0], 'image')} only the control gets right, {pair[1]:,} only this network; "
         f"McNemar's exact test, {odds}), but a single seed cannot tell what the recipe does"
     )
-
-
-def _points(share: float) -> str:
-    """A difference of fractions in points."""
-    return number(share * 100, sign="+")
 
 
 def learned(table: Json) -> bool:
@@ -228,12 +226,8 @@ def _cell(key: str, value: Any) -> str:
 def markdown(table: Json) -> str:
     """The table, how it was measured, and its conclusions, as Markdown that a terminal
     shows as well."""
-    versions = table["versions"] or {}
-    about = (f"{table['source']}; the control starts from {table['weights']}; "
-             f"{versions.get('hardware')}, torch {versions.get('torch')}, "
-             f"commit {versions.get('git_commit')}.")
     numbers, said = tables.markdown(grid(table)), tables.bullets(conclusions(table))
-    return f"{about}\n\n{numbers}\n{METHOD}\n\n{said}"
+    return f"{ABOUT.format(**table)}{numbers}\n{METHOD}\n\n{said}"
 
 
 def write(table: Json, study: Path) -> None:

@@ -12,8 +12,8 @@ training scripts, eager, captured as a CUDA graph, or compiled and captured. Fig
 medians over turns. On a CPU both keep freed memory. *Cold* is the time from nothing to the
 end of the first step; the first variant also loads the device's libraries.
 """
-import argparse
-import itertools
+from argparse import RawDescriptionHelpFormatter
+from itertools import product
 from pathlib import Path
 
 from common.config import Parser, Runtime, a_path, add_flags, collect
@@ -27,7 +27,7 @@ PARTS = ("rates", "profile")
 def main() -> None:
     """Measure what the command line asks for."""
     parser = Parser(prog="python -m common.study.bench", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+                    formatter_class=RawDescriptionHelpFormatter)
     add = parser.add_argument_group("bench").add_argument
     add("--quick", action="store_true", help="two short turns in place of five")
     add("--json", type=a_path, metavar="FILE",
@@ -60,7 +60,7 @@ def main() -> None:
     print("{hardware}, torch {torch}".format(**report["environment"]))
     turns, seconds = (2, 1.0) if given.quick else (5, 4.0)
     sizes = given.batch_sizes or ([125, 500, 1000] if device.type == "cuda" else [125])
-    for name, batch_size in itertools.product(given.models, sizes):
+    for name, batch_size in product(given.models, sizes):
         if given.json:
             # At first as well: a place that cannot be written is found at once.
             write_json(Path(given.json), report)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -150,12 +150,12 @@ def measure(
     forward = torch.autocast(device.type, amp, enabled=amp is not None)(nn.Module.__call__)
     infer = torch.inference_mode()(forward)
 
-    def prepare(n: int, training: bool) -> tuple[nn.Module, torch.Tensor]:
+    def prepare(n: int, training: bool) -> tuple[nn.Module, Tensor]:
         twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
         images = torch.rand(n, *input_size).to(device, memory_format=torch.channels_last)
         return twin.requires_grad_().train(training), images
 
-    def train(twin: nn.Module, images: torch.Tensor) -> None:
+    def train(twin: nn.Module, images: Tensor) -> None:
         optimizer = torch.optim.AdamW(twin.parameters())
         labels = torch.zeros(len(images), dtype=torch.long, device=device)
         for _ in range(2):  # the first makes the optimiser's state, a part of every later peak

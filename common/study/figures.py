@@ -37,8 +37,8 @@ def ablation(rows: Sequence[Json], path: Path, title: str) -> None:
         both = figure.subplots(1, 2, sharey=True)
         for axes, (label, (*keys, form)) in zip(both, panels.items()):
             # None, of what is unknown, becomes nan.
-            values = np.array([[row[key] for key in keys] for row in rows], float) * 100
-            value, low, high = values.T
+            shares = np.array([[row[key] for row in rows] for key in keys], float)
+            value, low, high = 100 * shares
             reach = np.nan_to_num([value - low, high - value])
             bars = axes.barh(names, value, 0.6, color=VAL, xerr=reach)
             axes.bar_label(bars, fmt=form, padding=4, fontsize=8)

@@ -7,9 +7,9 @@ no other with it.
 """
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory, TemporaryFile
 from typing import NamedTuple
 
 from common.files import Json, write_json
@@ -21,11 +21,10 @@ x, graph = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()
 with torch.cuda.graph(graph):
     [x.add_(1) for _ in range(1000)]"""
 SOURCE = "import torch; source = torch.empty(2**30, dtype=torch.uint8, device='cuda')"
-TIMEIT = ("-m", "timeit", "-s")
-BENCH = ("-m", "common.study.bench", "--device", "cuda", "--batch-sizes", "125")
-STEPS = (*BENCH, "500", "--models", "simple_cnn", "efficientnet_b2", "--quick", "--amp")
-COMPILED = (*BENCH, "--models", "improved_cnn", "--quick", "--compile")
-SMOKE = ("train_effnet.py", "--resize", "2", "--smoke", "--device", "cuda", "--out", "{runs}")
+BENCH = "-m common.study.bench --device cuda --batch-sizes 125"
+STEPS = f"{BENCH} 500 --models simple_cnn efficientnet_b2 --quick --amp"
+COMPILED = f"{BENCH} --models improved_cnn --quick --compile"
+SMOKE = "train_effnet.py --resize 2 --smoke --device cuda --out {runs}"
 
 
 class Part(NamedTuple):
@@ -37,14 +36,22 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("1,000 launches", (*TIMEIT, GRAPH, "graph.replay(); torch.cuda.synchronize()"), 60),
-    Part("copy of 1 GiB", (*TIMEIT, SOURCE, "source.clone(); torch.cuda.synchronize()"), 60),
-    Part("tests that need a GPU", ("-m", "pytest", "-q", "-m", "cuda"), 180),
-    *(Part(f"steps in {amp}", (*STEPS, amp), 120) for amp in ("bf16", "fp16", "off")),
-    Part("kernels of a step", (*BENCH, "--parts", "profile"), 90),
-    Part("saving, keeping, finishing", ("-m", "cProfile", "-s", "cumtime", *SMOKE), 90),
-    Part("compiled, cold", COMPILED, 120),
-    Part("compiled, warm", COMPILED, 60),
+    Part(
+        "1,000 launches",
+        ("-m", "timeit", "-s", GRAPH, "graph.replay(); torch.cuda.synchronize()"),
+        60,
+    ),
+    Part(
+        "copy of 1 GiB",
+        ("-m", "timeit", "-s", SOURCE, "source.clone(); torch.cuda.synchronize()"),
+        60,
+    ),
+    Part("tests that need a GPU", "-m pytest -q -m cuda".split(), 180),
+    *(Part(f"steps in {amp}", f"{STEPS} {amp}".split(), 120) for amp in ("bf16", "fp16", "off")),
+    Part("kernels of a step", f"{BENCH} --parts profile".split(), 90),
+    Part("saving, keeping, finishing", f"-m cProfile -s cumtime {SMOKE}".split(), 90),
+    Part("compiled, cold", COMPILED.split(), 120),
+    Part("compiled, warm", COMPILED.split(), 60),
 )
 
 
@@ -64,7 +71,7 @@ def look(target: Path, gpu: bool, parts: Sequence[Part] = PARTS) -> None:
 def ask(part: Part) -> Json:
     """Output and problem (None if it went well) of one part; a run of its own goes into a
     folder that is removed."""
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryDirectory() as runs:
+    with TemporaryFile("w+") as output, TemporaryDirectory() as runs:
         command = [sys.executable, *(word.format(runs=runs) for word in part.command)]
         try:
             code = subprocess.call(

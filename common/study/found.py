@@ -50,6 +50,7 @@ class Found(NamedTuple):
 Runs = Sequence[Found]
 Groups = list[Runs]
 
+
 def _read(folder: Path) -> Found:
     """One run."""
     card = read_json(folder / "recipe.json", ("recipe",))
@@ -61,8 +62,9 @@ def _read(folder: Path) -> Found:
     is_cifar10 = result["source"] != "synthetic" and classes == CLASSES
     weights = result.get("weights") or STARTS[start(recipe)]
     versions = result["versions"]
-    words = (versions["hardware"], f"torch {versions['torch']}", versions.get("precision"))
-    machine = ", ".join(filter(None, words))
+    machine = "{hardware}, torch {torch}".format(**versions)
+    if "precision" in versions:
+        machine += f", {versions['precision']}"
     settings = recipe | {"seed": 0, "weights": weights}
     alike = str((settings, card.get("split_hash"), machine))
     stage = history[-1]["stage"]

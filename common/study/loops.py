@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import torch
 from efficientnet_pytorch import EfficientNet
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW
 from torch.utils.data import DataLoader, RandomSampler
 from torchvision import transforms as T
 from torchvision.datasets import CIFAR10
@@ -91,7 +92,7 @@ class Pictures(CIFAR10):
         self.target_transform = None
 
 
-def plain_data(case: Case) -> Iterator[list[torch.Tensor]]:
+def plain_data(case: Case) -> Iterator[list[Tensor]]:
     """Batches of the plain data side, images and labels, delivered to the device."""
     pictures = Pictures(case)
     loader = DataLoader(
@@ -114,7 +115,7 @@ def plain_train(case: Case) -> Iterator[float]:
     if recipe.model == "efficientnet_b2":
         model = EfficientNet.from_name("efficientnet-b2", num_classes=10)
     model.to(case.device).train()
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.SGD
+    kind = AdamW if recipe.optimizer == "adamw" else SGD
     optimizer = kind(model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay)
     for images, labels in plain_data(case):
         optimizer.zero_grad()
@@ -137,9 +138,14 @@ def our_train(case: Case, way: str = "eager") -> Iterator[None]:
     model = build(recipe.model).train().to(case.device, memory_format=torch.channels_last)
     if way == "compiled":
         model.compile(dynamic=False)
-    optimizer = make_optimizer(model, recipe, case.device)
-    step = TrainStep(model, case.splits.train, case.prepare, optimizer, recipe.batch_size,
-                     amp=case.amp)
+    step = TrainStep(
+        model,
+        case.splits.train,
+        case.prepare,
+        make_optimizer(model, recipe, case.device),
+        recipe.batch_size,
+        amp=case.amp,
+    )
     if case.cuda and way != "eager" and (problem := step.capture()):
         raise RuntimeError(problem)
     for epoch in itertools.count(1):
@@ -148,7 +154,7 @@ def our_train(case: Case, way: str = "eager") -> Iterator[None]:
             yield step()
 
 
-def our_data(case: Case) -> Iterator[torch.Tensor]:
+def our_data(case: Case) -> Iterator[Tensor]:
     """Augmented batches of ours."""
     prepare, train = case.prepare, case.splits.train
     generator = torch.Generator(case.device).manual_seed(0)

@@ -1,6 +1,5 @@
 """The published tables and the page of all results, every number from a file of a real run."""
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, stdev
 from urllib.parse import quote
@@ -85,6 +84,7 @@ ABLATION = """### {name}
 
 {text}
 """
+SAID = "The first study said: {}. **{}**: {}"
 RATE_HEADS = ("network", "batch", "variant", "precision", "images/s", "× plain", "cold s")
 RATES = (
     "{model}|{batch_size}|{variant}|{precision}|{images_per_s:,.0f}|{ratio_to_plain:.2f}"
@@ -138,9 +138,8 @@ def _mean(runs: Runs, key: str) -> float:
 def _spread(runs: Runs, key: str) -> str:
     """Mean in percent, standard deviation and number of seeds."""
     values = [100 * run.result[key] for run in runs]
-    if len(values) == 1:
-        return number(*values)
-    return f"{number(fmean(values))} ± {number(stdev(values))} (n = {len(values)})"
+    spread = f" ± {number(stdev(values))} (n = {len(values)})" if len(values) > 1 else ""
+    return number(fmean(values)) + spread
 
 
 def results(found: Runs, heads: Sequence[str] = HEADS) -> list[str]:
@@ -159,7 +158,7 @@ def tuning(found: Runs) -> str:
     """Val accuracy of each setting that was tried, the best first; columns are what was varied."""
     varied = [
         key
-        for key in asdict(Recipe())
+        for key in vars(Recipe())
         if key not in FREE and len({run.recipe[key] for run in found}) > 1
     ]
     grid = [[*varied, "val %"]]
@@ -169,14 +168,16 @@ def tuning(found: Runs) -> str:
     return markdown(grid)
 
 
-def whole_ablation(target: Path) -> Json | None:
-    """The published ablation without gaps, on all training images, with the most seeds."""
+def whole_ablation(target: Path) -> Json:
+    """The published ablation without gaps, on all training images, with the most seeds; one
+    without rows where there is none."""
     tables = [
         read_json(path, ("recipe", "gaps", "seeds", "conclusions"))
         for path in sorted(target.glob("ablation/*/ablation.json"))
     ]
     whole = [one for one in tables if not one["gaps"] and not one["recipe"]["train_limit"]]
-    return max(whole, key=lambda one: len(one["seeds"]), default=None)
+    none = {"rows": [], "conclusions": []}
+    return max(whole, key=lambda one: len(one["seeds"]), default=none)
 
 
 def best_analysis(target: Path) -> Json | None:
@@ -189,24 +190,22 @@ def best_analysis(target: Path) -> Json | None:
 
 def said(target: Path) -> list[str]:
     """The findings: what the ablation and the analysis of the best checkpoint show."""
-    whole, analysis = whole_ablation(target), best_analysis(target)
-    sentences = whole["conclusions"] if whole else []
+    sentences = whole_ablation(target)["conclusions"]
+    analysis = best_analysis(target)
     if analysis:
         first, *rest = findings(analysis)
         sentences += [f"The best checkpoint, {analysis['checkpoint']['file']}: {first}", *rest]
-        for claim, verdict, why in claims(analysis):
-            sentences.append(f"The first study said: {claim}. **{verdict}**: {why}")
+        sentences += [SAID.format(*claim) for claim in claims(analysis)]
     return sentences
 
 
 def readme(target: Path) -> dict[str, str]:
     """Caption → tables and findings that README.md shows."""
-    whole = whole_ablation(target)
     asked, other = results(find(target), SHORT)
     return {
         "Results": asked,
         "With other settings": other,
-        "Ablation": markdown(ablation.grid(whole) if whole else []),
+        "Ablation": markdown(ablation.grid(whole_ablation(target))),
         "Findings": bullets(said(target)),
     }
 

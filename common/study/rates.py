@@ -1,7 +1,7 @@
 """How fast the loops run on this machine, and where the time of our step goes."""
-import statistics
 from collections.abc import Iterator
 from functools import partial
+from statistics import fmean, median
 
 import torch
 
@@ -32,7 +32,7 @@ def pace(steps: Iterator, seconds: float) -> float:
     # Ten steps a block: reading the clock waits for the device.
     while sum(blocks) < seconds / 10:
         blocks.append(timed(steps.__next__, 10))
-    return statistics.fmean(blocks)
+    return fmean(blocks)
 
 
 def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Json]:
@@ -40,11 +40,11 @@ def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Json]:
 
     Variants take turns, so that a machine that slows down slows all; figures are medians
     over the turns."""
-    tried = {"captured": case.cuda, "compiled": compiled}
+    left_out = {"train ours captured": not case.cuda, "train ours compiled": not compiled}
     print(f"\n{case}")
     running, results = {}, {}
     for label, make in VARIANTS.items():
-        if not tried.get(label.split()[-1], True):
+        if left_out.get(label):
             continue
         steps = make(case)
         try:
@@ -58,7 +58,7 @@ def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Json]:
         for label, steps in running.items():
             results[label]["samples"].append(case.recipe.batch_size / pace(steps, seconds))
     for label, one in results.items():
-        one["images_per_s"] = statistics.median(one["samples"])
+        one["images_per_s"] = median(one["samples"])
         plain = results[label.split()[0] + " plain"]  # comes before ours
         one["ratio_to_plain"] = one["images_per_s"] / plain["images_per_s"]
         print(LINE.format(**one), flush=True)
@@ -69,8 +69,7 @@ def profile(case: Case) -> Json:
     """The table of where our step's time goes: by kernel on a GPU, captured if it can be,
     and by operator on a CPU."""
     steps = our_train(case, "captured")
-    for _ in range(3):
-        next(steps)
+    timed(steps.__next__, 3)  # warm
     kind = case.device.type
     activity = getattr(torch.profiler.ProfilerActivity, kind.upper())
     with torch.profiler.profile(activities=[activity], acc_events=True) as trace:

@@ -9,17 +9,17 @@ Finished runs are skipped and interrupted ones go on, so the same command may be
 again; the bench, the analysis and the pages are made anew. A step that fails leaves the others
 running, is named at the end, and the exit code is 1.
 """
-import argparse
 import shlex
 import signal
 import subprocess
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from shlex import quote
 
 from common.config import Parser, Runtime, add_flags, collect, flag_of, option
 from common.errors import InputError, Interrupted, run_script
-from common.study.bench import PARTS
 from common.study.rows import ROWS, start
 
 
@@ -36,37 +36,45 @@ class Options:
     target: str = option("docs/results", "folder to publish in", "study")
 
 
+# Analysed is what the ablation leaves at best.pt, its best arm's checkpoint.
+STUDY = """\
+-m common.study.bench --parts rates profile --json {out}/bench.json {device} {quick}
+{training}ablation.py --all --seeds {seeds} {weights} --name study-{kind} {place} {smoke}
+analyze.py --ckpt best.pt {place}
+-m common.study.results {out} {target}"""
+TRAINING = "{command} --seed {seed} --name {name}-seed{seed} --resume {place} {smoke}\n"
+
+
 def plan(options: Options, runtime: Runtime, seeds: Sequence[int]) -> list[list[str]]:
     """Every command's words after `python`, in the order in which they run."""
-    smoke = ["--smoke"] * runtime.smoke
     given = {}
     for name in ("data_dir", "out", "device"):
         value = getattr(runtime, name)
-        given[name] = [flag_of(name), value] if value != getattr(Runtime, name) else []
-    device, place = given["device"], sum(given.values(), [])
-    weights = ["--weights", options.weights] if options.weights else []
+        is_default = value == getattr(Runtime, name)
+        given[name] = "" if is_default else f"{flag_of(name)} {quote(value)}"
     kind = start({"pretrained": True, "weights": options.weights})
-    speed = ["--parts", *PARTS, "--json", f"{runtime.out}/bench.json", *device]
-    quick = ["--quick", "--models", "simple_cnn"] * runtime.smoke
-    commands = [["-m", "common.study.bench", *speed, *quick]]
+    values = {
+        "out": quote(runtime.out),
+        "target": quote(options.target),
+        "device": given["device"],
+        "place": " ".join(given.values()),
+        "weights": f"--weights {quote(options.weights)}" if options.weights else "",
+        "kind": kind,
+        "smoke": "--smoke" * runtime.smoke,
+        "quick": "--quick --models simple_cnn" * runtime.smoke,
+    }
+    training = ""
     for row in ROWS:
-        words, name = row.command.partition(" --weights ")[0].split(), row.key
+        command, name = row.command.partition(" --weights ")[0], row.key
         if row.starts != ("random",):
             if kind not in row.starts:
                 continue
-            words += weights
+            command += " {weights}".format(**values)
             name += f"-{kind}" * (len(row.starts) > 1)
         for seed in seeds:
-            own = ["--seed", str(seed), "--name", f"{name}-seed{seed}", "--resume"]
-            commands.append([*words, *own, *place, *smoke])
-    arms = ["--all", "--seeds", *map(str, seeds), *weights, "--name", f"study-{kind}"]
-    return [
-        *commands,
-        ["ablation.py", *arms, *place, *smoke],
-        # The ablation leaves its best arm's checkpoint there.
-        ["analyze.py", "--ckpt", "best.pt", *place],
-        ["-m", "common.study.results", runtime.out, options.target],
-    ]
+            training += TRAINING.format(command=command, name=name, seed=seed, **values)
+    text = STUDY.format(training=training, seeds=" ".join(map(str, seeds)), **values)
+    return list(map(shlex.split, text.splitlines()))
 
 
 def run(words: Sequence[str]) -> int:
@@ -85,7 +93,7 @@ def run(words: Sequence[str]) -> int:
 def main() -> int:
     """Run what is not finished; 0, or 1 if a step failed."""
     parser = Parser(prog="python -m common.study.reproduce", description=__doc__,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+                    formatter_class=RawDescriptionHelpFormatter)
     add_flags(parser, Options())
     add_flags(parser, Runtime(), ("data_dir", "device", "out"))
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N",

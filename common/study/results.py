@@ -9,8 +9,8 @@ on all training images, with its settings; other settings get a table of their o
 been run stands in the table as "not measured". Runs on drawn images are left out, and so are
 figures that show images of the data set: the right to publish those is not ours to give.
 """
-import argparse
 import re
+from argparse import RawDescriptionHelpFormatter
 from pathlib import Path
 
 from common.config import Parser
@@ -61,7 +61,7 @@ def fill(page: Path, target: Path) -> None:
     if ".zh" in page.name:
         words = CHINESE
         del parts["Findings"]
-    text = "\n".join(f"**{caption}**\n\n{part}" for caption, part in parts.items())
+    text = "\n".join(map("**{}**\n\n{}".format, parts.keys(), parts.values()))
     for english, other in words.items():
         text = text.replace(english, other)
     write_text(page, f"{pieces[0]}{MARK}\n{text}{END}{pieces[2]}")
@@ -91,7 +91,7 @@ def main() -> None:
     parser = Parser(
         prog="python -m common.study.results",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", type=Path, help="folder of the run folders")
     parser.add_argument(

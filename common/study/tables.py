@@ -21,7 +21,7 @@ def markdown(grid: Sequence[Sequence[str]]) -> str:
     for head, *cells in zip(*grid):
         align, rule = (str.ljust, "") if head in TEXT else (str.rjust, ":")
         width = max(4, *map(len, (head, *cells)))
-        column = [head, rule.rjust(width, "-"), *cells]
+        column = (head, rule.rjust(width, "-"), *cells)
         columns.append([align(cell, width) for cell in column])
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*columns))
 
