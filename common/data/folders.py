@@ -112,9 +112,8 @@ def _refuse(error: OSError) -> None:
 
 
 def _printable(names: Sequence[str]) -> Names:
-    """File names as text with slashes; bytes that are no UTF-8 become \\xNN."""
-    texts = [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
-    return tuple(text.replace(os.sep, "/") for text in texts)
+    """File names as text; bytes that are no UTF-8 become \\xNN."""
+    return tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
 
 
 def _read_all(folder: Path, names: list[str], size: int | None, fit: str) -> tuple[ndarray, Names]:

@@ -51,14 +51,14 @@ def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
     given = runtime.data_dir or os.environ.get("CIFAR10_DIR") or "data"
     folder = Path(os.path.expanduser(given))
     batches = folder if os.path.isfile(folder / "data_batch_1") else folder / FOLDER
-    if not os.path.isdir(batches) and not os.path.isfile(folder / ARCHIVE):
-        if tree := os.path.isdir(folder) and read_tree(folder, recipe.image_size, recipe.fit):
-            pools, classes, notes = tree
-            source = f"class folders, {len(classes)} classes"
-            return divide(pools, classes, source, recipe.val_size, recipe.train_limit, notes)
-        if runtime.data_dir:
-            raise InputError(f"--data-dir {folder} {_content(folder)}: known are {LAYOUTS}")
     if not os.path.isdir(batches):
+        if not os.path.isfile(folder / ARCHIVE):
+            if tree := os.path.isdir(folder) and read_tree(folder, recipe.image_size, recipe.fit):
+                pools, classes, notes = tree
+                source = f"class folders, {len(classes)} classes"
+                return divide(pools, classes, source, recipe.val_size, recipe.train_limit, notes)
+            if runtime.data_dir:
+                raise InputError(f"--data-dir {folder} {_content(folder)}: known are {LAYOUTS}")
         _download(folder, allowed=not (runtime.offline or runtime.data_dir))
     return _split_32(_read_batches(batches), CLASSES, "CIFAR-10, official batches", recipe)
 

@@ -2,7 +2,6 @@
 import hashlib
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 from numpy import ndarray
@@ -213,13 +212,15 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in [0, 1], to six decimals.
+    """Mean and standard deviation of each channel, in [0, 1], from integer histograms.
 
     Args:
         images: (N, 3, H, W) uint8.
     """
-    planes = [channel.reshape(-1, images.shape[-1]).numpy() for channel in images.unbind(1)]
-    pairs = np.array([cv2.meanStdDev(plane) for plane in planes])  # (3, 2, 1, 1)
-    mean, std = (pairs / 255).round(6).reshape(3, 2).T
+    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+    share = torch.stack(counts).numpy() * 3 / images.numel()  # (3, 256): of each brightness
+    values = np.arange(256) / 255
+    mean = share @ values
+    std = np.sqrt(abs(share @ values**2 - mean**2)).round(6)
     std[std == 0] = 1.0  # nothing to scale where all pixels are equal
-    return tuple(mean.tolist()), tuple(std.tolist())
+    return tuple(mean.round(6).tolist()), tuple(std.tolist())

@@ -24,9 +24,9 @@ LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
 LITE2_CHANNELS = 1280  # of the head's convolution; B2 has 1,408
 # Of B2: the second blocks of its first and its last stage, where Lite2 has only one.
 INSERTED_BLOCKS = (1, 22)
-State = Mapping[str, Tensor]
 # Bias of a transplanted gate: sigmoid(2) = 0.88 is open, yet steep enough to learn.
 OPEN_GATE = 2.0
+State = Mapping[str, Tensor]
 
 
 def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = False,
@@ -59,7 +59,8 @@ def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = 
             transplant(state, model)
             origin = LITE2_ORIGIN
         else:
-            fresh = _copy(state, model, HEADS[name], not classes or known == tuple(classes))
+            keep_head = not classes or known == tuple(classes)
+            fresh = _copy(state, model.state_dict(), HEADS[name], keep_head)
     # A foreign file may hold anything under these keys, and tensors that cannot be copied.
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not fit {name} ({reason(error)}): "
@@ -85,8 +86,8 @@ def _unpack(content: Json, name: str, file_name: str) -> tuple[State, str, tuple
     return content, "weights of unknown origin", ()
 
 
-def _copy(state: State, model: nn.Module, head: str, keep_head: bool) -> list[str]:
-    """Copy what fits into the model; returns which of the parts that may stay fresh do so.
+def _copy(state: State, tensors: State, head: str, keep_head: bool) -> list[str]:
+    """Copy what fits into a model's `tensors`; returns which of the parts that may stay fresh do.
 
     Raises:
         ValueError: something else is missing.
@@ -95,7 +96,7 @@ def _copy(state: State, model: nn.Module, head: str, keep_head: bool) -> list[st
     optional = {head: "head", "conv1": "first convolution"}
     fresh = set()
     # `own` shares its memory with the model: what is written to it is written there.
-    for key, own in model.state_dict().items():
+    for key, own in tensors.items():
         part = "gates" if ".se." in key else optional.get(key.split(".")[0])
         theirs = state.get(key)
         fits = theirs is not None and theirs.shape == own.shape
@@ -133,27 +134,23 @@ def transplant(state: State, model: EfficientNet) -> None:
     shared = nn.ModuleDict({"_conv_stem": model._conv_stem, "_bn0": model._bn0,
                             "_blocks": nn.ModuleList(kept),
                             "_conv_head": model._conv_head, "_bn1": model._bn1})
-    for key, own in shared.state_dict().items():
-        if "_se_" in key or key.endswith("num_batches_tracked"):
-            continue
-        # The head's convolution, (1408, 352, 1, 1), and the BatchNorm behind it are wider in B2.
-        if key.startswith(("_conv_head.", "_bn1.")):
-            own = own[:LITE2_CHANNELS]
-        theirs = state.get(key)
-        if theirs is None or theirs.shape != own.shape:
-            raise ValueError(f"{key} is missing or has another shape")
-        own.copy_(theirs)
+    tensors = {key: own for key, own in shared.state_dict().items() if "_se_" not in key}
+    # The head's convolution, (1408, 352, 1, 1), and the BatchNorm behind it are wider in B2.
+    for key in ("_conv_head.weight", "_bn1.weight", "_bn1.bias", "_bn1.running_mean",
+                "_bn1.running_var"):
+        tensors[key] = tensors[key][:LITE2_CHANNELS]
+    _copy(state, tensors, HEADS["efficientnet_b2"], keep_head=False)
 
     opening = torch.sigmoid(torch.tensor(OPEN_GATE))
-    for index, block in enumerate(model._blocks):
+    for block in model._blocks:
         # With weight 0 the gate does not look at its input: it is sigmoid(bias) for every image.
         nn.init.zeros_(block._se_expand.weight)
         nn.init.constant_(block._se_expand.bias, OPEN_GATE)
-        if index in INSERTED_BLOCKS:
-            nn.init.zeros_(block._bn2.weight)
-        else:
+        if block in kept:
             # The gate scales what the projection reads: both together are Lite2's projection.
             block._project_conv.weight /= opening
+        else:
+            nn.init.zeros_(block._bn2.weight)
 
 
 @torch.no_grad()
