@@ -16,7 +16,8 @@ RESULT_KEYS = ("source", "test_top1", "val_top1", "train_seconds", "wall_seconds
 RUN_FILES = ("recipe.json", "history.csv", "curves.png")
 PLACES = {  # the file that shows a finished piece of work → what is published beside it
     "*/*/result.json": RUN_FILES,
-    "ablation/*/*/result.json": RUN_FILES,
+    # With what the table is made of: ablation.py --collect can make it anew from what is published.
+    "ablation/*/*/result.json": (*RUN_FILES, "cost.json", "test_predictions.csv"),
     "ablation/*/ablation.json": ("ablation.csv", "ablation.md", "ablation.png"),
     "analyze/*/analysis.json": (
         "confusion.csv", "confusion.png", "per_class.csv", "per_class.png", "reliability.png",

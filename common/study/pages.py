@@ -85,11 +85,15 @@ ABLATION = """### {name}
 {text}
 """
 SAID = "The first study said: {}. **{}**: {}"
-RATE_HEADS = ("network", "batch", "variant", "precision", "images/s", "× plain", "cold s")
-RATES = (
-    "{model}|{batch_size}|{variant}|{precision}|{images_per_s:,.0f}|{ratio_to_plain:.2f}"
-    "|{cold_seconds:.1f}"
-)
+RATES = {  # head of a column → its cells
+    "network": "{model}",
+    "batch": "{batch_size}",
+    "variant": "{variant}",
+    "precision": "{precision}",
+    "images/s": "{images_per_s:,.0f}",
+    "× plain": "{ratio_to_plain:.2f}",
+    "cold s": "{cold_seconds:.1f}",
+}
 SPEED = """<details><summary>{name}: {hardware}, torch {torch}, commit {git_commit}</summary>
 
 [All figures, and the kernels of a step where they were measured]({name})
@@ -229,9 +233,10 @@ def overview(target: Path) -> str:
         parts["runs"] += RUN.format(place=place, test=test, run=run, diagnosis=diagnosis)
     for path in sorted(target.glob("bench*.json")):
         bench = read_json(path, ("environment", "results"))
-        figures = [RATES.format(**one).split("|") for one in bench["results"]]
-        table = markdown([RATE_HEADS, *figures])
-        parts["speed"] += SPEED.format(name=path.name, rates=table, **bench["environment"])
+        grid = [[*RATES]]
+        for one in bench["results"]:
+            grid.append([cell.format(**one) for cell in RATES.values()])
+        parts["speed"] += SPEED.format(name=path.name, rates=markdown(grid), **bench["environment"])
     return PAGE.format(
         about=note.read_text() if note.is_file() else "",
         findings=bullets(said(target)),

@@ -169,6 +169,9 @@ def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
         runs, "train_baseline", train_baseline.DEFAULT, 0.99, "drawn", source="synthetic"
     )
     write_run(runs, "ablation/s", B2, 0.93, "EfficientNetB2_Pretrained-seed0")
+    arm = "ablation/s/EfficientNetB2_Pretrained-seed0"
+    for place in (arm, "train_baseline/real"):
+        (runs / place / "test_predictions.csv").write_text("name,label,prediction\n")
     for script, marker in (("ablation", "ablation.json"), ("analyze", "analysis.json")):
         (runs / script / "trial").mkdir(parents=True)
         (runs / script / "trial" / marker).write_text('{"source": "synthetic"}')
@@ -178,7 +181,9 @@ def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
     assert read_csv(docs / "train_baseline/real/history.csv")[0]["stage"] == "head"
     card = json.loads((docs / "train_baseline/real/recipe.json").read_text())
     assert card["runtime"] == {"data_dir": None, "seed": 1}
-    # An arm is a run like any other.
+    # An arm is a run like any other, and its part of the table can be computed anew.
+    assert (docs / arm / "test_predictions.csv").is_file()
+    assert not (docs / "train_baseline/real/test_predictions.csv").exists()
     assert "93.00" in lines(docs, "EfficientNet-B2, 64 px, ImageNet")[0]
 
 
