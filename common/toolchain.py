@@ -9,7 +9,6 @@ something is not. Nothing is skipped, so the CUDA build's 5 GB are read whole: a
 cores. What is wrong, and how to mend it, is raised as a RuntimeError of one line and makes a row.
 """
 import functools
-import importlib.metadata
 import importlib.util
 import logging
 import mmap
@@ -22,7 +21,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterable
-from importlib.metadata import Distribution
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
 from common.config import Parser, a_path
@@ -40,38 +39,37 @@ MARKS = (b"/rustc/", b"rustc version ", b"library/core/src/", b"library/std/src/
 # How ELF, archives, Windows files, LLVM bitcode and Mach-O (one or several architectures) begin.
 COMPILED = (b"\x7fELF", b"!<arch>\n", b"MZ", b"BC\xc0\xde", b"\xcf\xfa\xed\xfe",
             b"\xca\xfe\xba\xbe")
+# What compiling for a device takes: a module, the variable that may name the compiler, the
+# compilers that are tried else, and their flags.
+NEEDS = {
+    "cpu": ("setuptools", "CXX", ("g++",), ["-fopenmp"]),
+    "cuda": ("triton", "CC", ("gcc", "clang"), []),
+}
+LIBRARY = ("-shared", "-fPIC", "-o")
 
 
 def find_compiler(variable: str = "CXX",
                   names: tuple[str, ...] = ("g++", "clang++", "c++")) -> list[str]:
     """The command that the environment `variable` names, else the first of `names` on PATH; else
     RuntimeError."""
-    named = os.environ.get(variable)
-    candidates = [named] if named else names
-    for words in map(shlex.split, candidates):
-        if path := shutil.which(words[0]):
-            return [path, *words[1:]]
-    raise RuntimeError(f"{' or '.join(candidates)} is not on PATH: install a compiler, or name one "
-                       f"in {variable}")
+    if named := os.environ.get(variable):
+        names = (named,)
+    for name, *flags in map(shlex.split, names):
+        if path := shutil.which(name):
+            return [path, *flags]
+    raise RuntimeError(f"{' or '.join(names)} is not on PATH: install a compiler, or name one in "
+                       f"{variable}")
 
 
-def _run(command: list[str]) -> str:
+def _run(*command: str | Path) -> str:
     """What a command prints; RuntimeError with its first complaint where it fails."""
-    environment = {**os.environ, "LC_ALL": "C"}
     done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                          env=environment)
+                          env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
         lines = done.stderr.splitlines() or ["it says nothing"]
         first = next((line for line in lines if "error" in line), lines[0])
         raise RuntimeError(f"{command[0]} fails: {first}")
     return done.stdout
-
-
-def _build(compiler: list[str], source: Path, folder: str, flags: list[str]) -> Path:
-    """The library that a compiler makes of `source` in `folder`."""
-    library = Path(folder, f"{source.stem}.so")
-    _run([*compiler, str(source), "-o", str(library), "-shared", "-fPIC", *flags])
-    return library
 
 
 @functools.cache
@@ -81,17 +79,15 @@ def compile_ready(device_type: str) -> str | None:
     Takes a second or two, and is remembered. A CPU needs the compiler that Inductor asks for ($CXX
     or g++), CUDA needs Triton and a C compiler for its launchers; both need Python's headers.
     """
-    on_cuda = device_type == "cuda"
-    module = "triton" if on_cuda else "setuptools"  # Inductor's C++ side imports it
+    module, variable, names, flags = NEEDS[device_type]
     if importlib.util.find_spec(module) is None:
         return f"{module} is not installed: pip install {module}"
-    wanted = ("CC", ("gcc", "clang")) if on_cuda else ("CXX", ("g++",))
-    flags = [f"-I{sysconfig.get_path('include')}"] + ["-fopenmp"] * (not on_cuda)
     try:
         with tempfile.TemporaryDirectory() as folder:
             probe = Path(folder, "probe.c")
             probe.write_text("#include <Python.h>\nint probe;\n")
-            _build(find_compiler(*wanted), probe, folder, flags)
+            flags = [f"-I{sysconfig.get_path('include')}", *flags, *LIBRARY, f"{probe}.so"]
+            _run(*find_compiler(variable, names), probe, *flags)
         from torch._dynamo import is_dynamo_supported
     except (RuntimeError, ImportError, OSError) as error:
         return str(error).partition("\n")[0]
@@ -103,44 +99,47 @@ def check_extension() -> str:
     differ."""
     import torch
 
+    from common.metrics import confusion_matrix
+
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nvcc without a GPU
     from torch.utils.cpp_extension import include_paths, library_paths
 
     flags = ["-O2", "-std=c++20", "-fopenmp", "-ltorch_cpu", "-lc10"]
-    flags.append(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}")
     flags += [f"-isystem{path}" for path in include_paths()]
     for path in library_paths():
         # The run path leads at::parallel_for to PyTorch's OpenMP, not to a second one.
         flags += [f"-L{path}", f"-Wl,-rpath,{path}"]
     with tempfile.TemporaryDirectory() as folder:
-        torch.ops.load_library(_build(find_compiler(), SOURCE, folder, flags))
+        library = f"{folder}/confusion.so"
+        _run(*find_compiler(), SOURCE, *flags, *LIBRARY, library)
+        torch.ops.load_library(library)
     labels, preds = torch.randint(10, (2, 99_999))
-    expected = torch.bincount(labels * 10 + preds, minlength=100).view(10, 10)
-    if not torch.equal(torch.ops.cifar10_study.confusion(labels, preds, 10), expected):
+    counts = torch.ops.cifar10_study.confusion(labels, preds, 10)
+    if not counts.equal(confusion_matrix(preds, labels, 10)):
         raise RuntimeError(f"{SOURCE.name} was built, but differs from PyTorch")
     return f"{SOURCE.name} built, equals PyTorch"
 
 
-def closure(lines: Iterable[str], extras: Iterable[str] = (),
-            found: dict | None = None) -> dict[str, Distribution]:
+def closure(lines: Iterable[str]) -> dict[str, Distribution]:
     """Installed distributions that requirement lines lead to, by name with the extras asked for.
 
     Markers on Python or platform are taken as met: what they exclude is seldom installed, and if it
     is, it is searched. opencv-python may be installed as opencv-python-headless.
     """
-    found = {} if found is None else found
-    for line in lines:
+    found, todo = {}, [(line, ()) for line in lines]  # with the extras that were asked for
+    for line, extras in todo:  # which grows
         name, wanted, rest = REQUIREMENT.match(line).groups(default="")
         only = re.findall(r"extra\s*==\s*['\"](.*?)['\"]", rest)
         key = f"{name}[{wanted}]"
-        if not name or key in found or (only and not {*extras} & {*only}):
+        if not name or key in found or only and not {*extras} & {*only}:
             continue
         try:
-            found[key] = importlib.metadata.distribution(name)
-            closure(found[key].requires or (), re.findall(r"[\w.-]+", wanted), found)
-        except importlib.metadata.PackageNotFoundError:
+            found[key] = distribution(name)
+            asked = re.findall(r"[\w.-]+", wanted)
+            todo += [(line, asked) for line in found[key].requires or ()]
+        except PackageNotFoundError:
             if name == "opencv-python":
-                closure(["opencv-python-headless"], (), found)
+                todo.append(("opencv-python-headless", ()))
     return found
 
 
@@ -154,42 +153,39 @@ def rust_marks(path: Path) -> list[str] | None:
             return [mark.decode() for mark in MARKS if content.find(mark) >= 0]
 
 
-def scan(distributions: Iterable[Distribution]) -> tuple[int, list[str]]:
-    """(compiled files searched, executables included; a line for each that holds Rust's marks or
-    each distribution that cannot be searched)."""
+def scan(distributions: Iterable[Distribution]) -> str:
+    """How much was searched for Rust's marks, executables included; RuntimeError naming every
+    distribution that holds some or cannot be searched."""
+    packages = {package.name: package for package in distributions}
     searched, problems = 0, []
-    for distribution in distributions:
-        if distribution.files is None:
-            problems.append(f"{distribution.name} has no list of its files: install it again")
-        for entry in distribution.files or ():
-            path = Path(distribution.locate_file(entry))
+    for name, package in packages.items():
+        if package.files is None:
+            problems.append(f"{name} has no list of its files: install it again")
+        for entry in package.files or ():
+            path = Path(package.locate_file(entry))
             marks = rust_marks(path) if path.is_file() else None
             searched += marks is not None
             if marks:
-                found = f"{path.name}: {', '.join(marks)}"
-                problems.append(f"{distribution.name} is built with Rust ({found})")
-    return searched, problems
-
-
-def check_packages(requirements: Path) -> str:
-    """How much was searched for Rust; RuntimeError naming every package that failed."""
-    found = closure(Path(requirements).read_text().splitlines())
-    packages = {package.name: package for package in found.values()}
-    searched, problems = scan(packages.values())
+                problems.append(f"{name} is built with Rust ({path.name}: {', '.join(marks)})")
     if problems:
         raise RuntimeError("; ".join(problems))
     return f"{count(len(packages), 'package')}, {count(searched, 'compiled file')}, no Rust"
+
+
+def check_packages(requirements: Path) -> str:
+    """What `scan` says of the closure of a list of requirements."""
+    return scan(closure(Path(requirements).read_text().splitlines()).values())
 
 
 def versions() -> str:
     """Python, PyTorch and its CUDA, and the GPU with its driver where there is one."""
     import torch
 
-    words = f"Python {platform.python_version()}, PyTorch {torch.__version__}"
-    words += f", CUDA {torch.version.cuda}"
+    words = (f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
+             f"CUDA {torch.version.cuda}")
     if not torch.cuda.is_available():
         return f"{words}, no GPU in reach"
-    driver = _run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
+    driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return f"{words}, driver {driver.split()[0]}, {torch.cuda.get_device_name()}"
 
 
@@ -198,7 +194,7 @@ def check_compile() -> str:
     is present."""
     import torch
 
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
     for device in devices:
         if problem := compile_ready(device):
             raise RuntimeError(f"not on {device}: {problem}")
@@ -213,7 +209,7 @@ def main() -> int:
     requirements = parser.parse_args().requirements
     checks = {
         "versions": versions,
-        "C++ compiler": lambda: _run([*find_compiler(), "--version"]).partition("\n")[0],
+        "C++ compiler": lambda: _run(*find_compiler(), "--version").partition("\n")[0],
         "torch.compile": check_compile,
         "C++ extension": check_extension,
         "packages": lambda: check_packages(requirements),
