@@ -4,11 +4,12 @@ line made from both.
 Imports nothing but the standard library, so that `--help` and a wrong flag answer before torch is
 loaded.
 """
-import argparse
 import math
 import os
 import re
 import time
+from argparse import (SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace,
+                      RawDescriptionHelpFormatter)
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import Field, dataclass, field, fields, replace
@@ -172,7 +173,7 @@ COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "cl
                 "epochs", "batch_size", "lr", "weight_decay", "seed")
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(ArgumentParser):
     """An argument parser whose errors are one line and exit code 2."""
 
     def error(self, message: str) -> NoReturn:
@@ -188,21 +189,21 @@ def checked(kind: type, low: float, high: float) -> Callable[[str], Any]:
                 return value
         wanted = "a whole number" if kind is int else "a number"
         bounds = f"from {low:g} to {high:g}" if high < math.inf else f"of at least {low:g}"
-        raise argparse.ArgumentTypeError(f"{text} is not {wanted} {bounds}")
+        raise ArgumentTypeError(f"{text} is not {wanted} {bounds}")
     return convert
 
 
 def a_path(text: str) -> str:
     """A path from the command line with its `~` expanded, the one way for every flag."""
     if not text:
-        raise argparse.ArgumentTypeError("is empty: name a path, or leave the flag out")
+        raise ArgumentTypeError("is empty: name a path, or leave the flag out")
     return os.path.expanduser(text)  # stays as it is where there is no such home
 
 
 def a_name(text: str) -> str:
     """A folder's name from the command line."""
     if text in ("", ".", "..") or os.sep in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is no name of a folder")
+        raise ArgumentTypeError(f"{text!r} is no name of a folder")
     return text
 
 
@@ -211,7 +212,7 @@ def flag_of(name: str) -> str:
     return "--" + name.removeprefix("run_").replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser, instance: Any,
+def add_flags(parser: ArgumentParser, instance: Any,
               names: Sequence[str] = ()) -> None:
     """Add one flag for each field in `names` (default: all) of a dataclass instance, whose values
     are the defaults shown."""
@@ -220,7 +221,7 @@ def add_flags(parser: argparse.ArgumentParser, instance: Any,
             _add_flag(parser, item, getattr(instance, item.name))
 
 
-def _add_flag(parser: argparse.ArgumentParser, item: Field, default: Any) -> None:
+def _add_flag(parser: ArgumentParser, item: Field, default: Any) -> None:
     """Add one field's flag; absent flags leave no attribute, so that a recipe's own value
     stands."""
     name, kind = item.name, item.type
@@ -229,11 +230,11 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, default: Any) -> Non
     group = groups.get(title) or parser.add_argument_group(title)
     if default is not None and default is not False:
         help += f" (default: {'yes' if default is True else default})"
-    add = partial(group.add_argument, flag_of(name), dest=name, default=argparse.SUPPRESS,
+    add = partial(group.add_argument, flag_of(name), dest=name, default=SUPPRESS,
                   help=help)
     if kind is bool:
         negatable = default or name == "pretrained"
-        add(action=argparse.BooleanOptionalAction if negatable else "store_true")
+        add(action=BooleanOptionalAction if negatable else "store_true")
     elif name in METAVARS:
         add(type=a_path, metavar=METAVARS[name])
     elif name == "run_name":
@@ -246,13 +247,13 @@ def _add_flag(parser: argparse.ArgumentParser, item: Field, default: Any) -> Non
         add(choices=choices, metavar=None if choices else "NAME")
 
 
-def collect(namespace: argparse.Namespace, base: Any) -> Any:
+def collect(namespace: Namespace, base: Any) -> Any:
     """The dataclass `base` with every value that the command line gave."""
     given = {key: value for key, value in vars(namespace).items() if key in vars(base)}
     return replace(base, **given)
 
 
-def refuse_without_effect(given: argparse.Namespace, recipe: Recipe, runtime: Runtime) -> None:
+def refuse_without_effect(given: Namespace, recipe: Recipe, runtime: Runtime) -> None:
     """Raise InputError for a given flag that would change nothing, with the reason.
 
     Args:
@@ -274,7 +275,7 @@ def refuse_without_effect(given: argparse.Namespace, recipe: Recipe, runtime: Ru
             raise InputError(f"{flag_of(name)} has no effect, as {why}: leave it out")
 
 
-def settle(given: argparse.Namespace, base: Recipe,
+def settle(given: Namespace, base: Recipe,
            smoke: Mapping[str, Values]) -> tuple[Recipe, Runtime]:
     """The recipe and runtime that a parsed command line asks for; the runtime has a run name
     always.
@@ -303,7 +304,7 @@ def settle(given: argparse.Namespace, base: Recipe,
 
 def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Values],
           flags: Sequence[str] = (),
-          pick: Callable[[argparse.Namespace, str], str] = lambda given, name: name,
+          pick: Callable[[Namespace, str], str] = lambda given, name: name,
           argv: Sequence[str] | None = None) -> tuple[Recipe, Runtime]:
     """What `settle` makes of a training script's command line.
 
@@ -318,7 +319,7 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Values],
         SystemExit: 2 after one line on stderr for a bad flag; 0 for `--help`.
         InputError: a flag without effect.
     """
-    parser = Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=doc, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", choices=("default", "report"), default="default",
                         help="the tuned defaults, or the report's own settings "
                         "(default: default)")

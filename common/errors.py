@@ -3,12 +3,12 @@
 0 done, 1 failed run, 2 bad input or missing data, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM /
 the terminal's end.
 """
-import contextlib
 import errno
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing can be written there
@@ -54,7 +54,7 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
     if not _Signals.deferred or _Signals.pending is not None:
         raise Interrupted(signum)
     _Signals.pending = signum
-    with contextlib.suppress(OSError, AttributeError):  # there may be no terminal
+    with suppress(OSError, AttributeError):  # there may be no terminal
         # Not print: this may interrupt one.
         os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once\n")
 
@@ -68,7 +68,7 @@ def _catch_signals() -> None:
         signal.signal(signum, _on_signal)
 
 
-@contextlib.contextmanager
+@contextmanager
 def deferred_signals() -> Iterator[Callable[[str], None]]:
     """Yields `check(where)`, which raises `Interrupted` if a signal came since the block began.
 
@@ -120,7 +120,7 @@ def run_script(main: Callable[[], int | None]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to save
     if message:
         line = " ".join(message.splitlines())
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
     try:
         print(end="", flush=True)

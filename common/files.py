@@ -1,5 +1,4 @@
 """Files that are whole or absent: atomic writes, and what is checked when it is read back."""
-import contextlib
 import csv
 import hashlib
 import io
@@ -9,6 +8,7 @@ import socket
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +22,7 @@ PUBLISHED = ("efficientnet-b2-8bb594d6.pth", "efficientnet-lite2-9656183e.pth",
              "resnet18-f37072fd.pth")
 
 
-@contextlib.contextmanager
+@contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """Yields a binary file that takes the name `path` once it is complete and on disk; on an error
     nothing changes.
@@ -41,7 +41,7 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
-        with contextlib.suppress(OSError):
+        with suppress(OSError):
             temporary.unlink()
 
 
@@ -108,7 +108,7 @@ def check_named_digest(path: Path) -> None:
                          "fetch it again")
 
 
-@contextlib.contextmanager
+@contextmanager
 def downloading(what: str, ways: str) -> Iterator[None]:
     """Inside the block a connection may be silent for 8 seconds; a download that fails is one line.
 
