@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 from common.config import Parser, Runtime, a_path, add_flags, collect
-from common.errors import reason, run_script
+from common.errors import InputError, reason, run_script
 from common.files import write_json
 
 MODELS = ("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
@@ -52,7 +52,9 @@ def main() -> None:
     from common.training.runtime import environment, set_up
 
     if given.first_look:
-        look(Path(given.json or "first-look.json"), torch.cuda.is_available())
+        if not torch.cuda.is_available():
+            raise InputError("--first-look is for a GPU, and this torch sees none: leave it out")
+        look()
         return
     runtime = collect(given, Runtime())
     device = set_up(runtime, seed=0)

@@ -1,6 +1,6 @@
-"""The first ten minutes on a GPU: all that only one can answer, part by part, written as it goes.
+"""The first ten minutes on a GPU: all that only one can answer, part by part.
 
-    python -m common.study.bench --first-look --json FILE
+    python -m common.study.bench --first-look 2>&1 | tee first-look.txt
 
 Each part is a process of its own under a time limit, so that one that hangs or dies takes
 no other with it.
@@ -9,10 +9,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory, TemporaryFile
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
-
-from common.files import Json, write_json
 
 ROOT = Path(__file__).parents[2]
 # A graph of a thousand one-element additions, and a gibibyte to copy.
@@ -55,32 +53,15 @@ PARTS = (
 )
 
 
-def look(target: Path, gpu: bool, parts: Sequence[Part] = PARTS) -> None:
-    """Run every part and write what it said to `target` after each; one that fails or has
-    no GPU is named and passed over."""
-    report = []
+def look(parts: Sequence[Part] = PARTS) -> None:
+    """Run every part; what it prints goes where ours goes, one that fails is named and passed
+    over."""
     for part in parts:
         print(f"\n== {part.name}, at most {part.limit} s", flush=True)
-        answer = ask(part) if gpu else {"problem": "skipped: this torch sees no CUDA GPU"}
-        print(answer["problem"] or "done", flush=True)
-        report.append({"part": part.name, **answer})
-        write_json(target, report)
-    print(f"\nall answers: {target}")
-
-
-def ask(part: Part) -> Json:
-    """Output and problem (None if it went well) of one part; a run of its own goes into a
-    folder that is removed."""
-    with TemporaryFile("w+") as output, TemporaryDirectory() as runs:
-        command = [sys.executable, *(word.format(runs=runs) for word in part.command)]
-        try:
-            code = subprocess.call(
-                command, cwd=ROOT, stdout=output, stderr=output, timeout=part.limit
-            )
-            problem = f"failed: exit {code}" if code else None
-        except subprocess.TimeoutExpired:
-            problem = f"failed: not done in {part.limit} s"
-        output.seek(0)
-        lines = output.read().splitlines()[:200]  # a profile goes on for thousands
-    print("\n".join(lines[-30:]))
-    return {"problem": problem, "output": lines}
+        with TemporaryDirectory() as runs:  # of a run that is only timed
+            command = [sys.executable, *(word.format(runs=runs) for word in part.command)]
+            try:
+                code = subprocess.call(command, cwd=ROOT, timeout=part.limit)
+                print(f"failed: exit {code}" if code else "done", flush=True)
+            except subprocess.TimeoutExpired:
+                print(f"failed: not done in {part.limit} s", flush=True)

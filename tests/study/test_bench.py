@@ -12,8 +12,9 @@ from common.config import Recipe, Runtime
 from common.data.augment import Augmentation, Preprocess
 from common.data.splits import make_splits
 from common.data.synthetic import CLASSES, draw
+from common.errors import InputError
 from common.models.build import build
-from common.study import bench, first_look, loops, rates
+from common.study import bench, loops, rates
 from common.study.first_look import Part, look
 from common.training.step import TrainStep, epoch_order, make_optimizer
 
@@ -88,25 +89,26 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
     assert [one["batch_size"] for one in written["results"]] == [20, 50]
 
 
-def test_a_first_look_names_what_fails_and_goes_on(tmp_path):
+def test_a_first_look_names_what_fails_and_goes_on(capfd):
     parts = (
         Part("good", ("-c", "print('seen')"), 60),
         Part("bad", ("-c", "raise SystemExit(3)"), 60),
         Part("slow", ("-c", "import time; print('begun', flush=True); time.sleep(60)"), 2),
         Part("last", ("-c", "print('still here')"), 60),
     )
-    look(tmp_path / "f.json", True, parts)
-    good, bad, slow, last = json.loads((tmp_path / "f.json").read_text())
-    assert (good["problem"], good["output"]) == (None, ["seen"])
-    assert bad["problem"] == "failed: exit 3" and slow["problem"] == "failed: not done in 2 s"
-    assert slow["output"] == ["begun"] and last["output"] == ["still here"]
+    look(parts)
+    _, good, bad, slow, last = capfd.readouterr().out.split("\n== ")
+    assert good.splitlines()[1:] == ["seen", "done"]
+    assert bad.splitlines()[1:] == ["failed: exit 3"]
+    assert slow.splitlines()[1:] == ["begun", "failed: not done in 2 s"]
+    assert last.splitlines()[1:] == ["still here", "done"]
 
 
-def test_a_first_look_without_a_gpu_says_so(tmp_path):
-    look(tmp_path / "f.json", False)
-    found = json.loads((tmp_path / "f.json").read_text())
-    assert [one["part"] for one in found] == [part.name for part in first_look.PARTS]
-    assert {one["problem"] for one in found} == {"skipped: this torch sees no CUDA GPU"}
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU")
+def test_a_first_look_without_a_gpu_says_so(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "--first-look"])
+    with pytest.raises(InputError, match="this torch sees none"):
+        bench.main()
 
 
 @pytest.mark.slow
