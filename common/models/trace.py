@@ -7,8 +7,6 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from common.models.build import count_parameters, in_eval_mode
 
-LARGE = 8_000_000  # parameters of a linear layer that are worth a line
-
 
 def feature_trace(model: nn.Module, size: int) -> list[tuple[int, ...]]:
     """(C, h, w) after every convolution and pool, in the order of their work.
@@ -31,21 +29,15 @@ def feature_trace(model: nn.Module, size: int) -> list[tuple[int, ...]]:
 
 
 def describe(model: nn.Module, size: int) -> list[str]:
-    """What a run says of its network: parameters, sizes of its maps, and two warnings."""
+    """What a run says of its network: parameters, sizes of its maps, and a warning."""
     trace = feature_trace(model, size)
-    channels, height, width = trace[-1]
+    channels, height, _ = trace[-1]
     sizes = dict.fromkeys([size, *(h for _, h, _ in trace)])  # each once: maps only shrink
-    parameters = count_parameters(model)
     lines = [
-        f"{type(model).__name__}: {parameters:,} parameters",
+        f"{type(model).__name__}: {count_parameters(model):,} parameters",
         f"feature maps: {' → '.join(map(str, sizes))} px ({channels:,} channels at the end)",
     ]
     if height == 1:
         lines.append("warning: the last feature map is 1×1: nothing spatial is left to pool; "
                      "use larger images or a stem that shrinks less")
-    first_linear = next(m for m in model.modules() if isinstance(m, nn.Linear))
-    held = first_linear.weight.numel()
-    if held > max(LARGE, 0.8 * parameters):
-        lines.append(f"warning: {held:,} of the parameters lie in the first linear layer, "
-                     f"which sees {channels}×{height}×{width} values: smaller images need fewer")
     return lines
