@@ -1,10 +1,9 @@
 """Figures of one run: samples, an augmented batch, the curves."""
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
 from numpy import ndarray
 
 from common.files import Json
@@ -29,16 +28,16 @@ def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: 
         labels: (N,) integers that index `classes`.
         path: the figure's file; its ending gives the format.
     """
-    shown = min(len(classes), MAX_CLASSES)
+    shown = classes[:MAX_CLASSES]
     columns = min(10, np.bincount(labels).max())
-    tiles = np.full((shown, columns, *images.shape[1:]), 255, np.uint8)
-    for row in range(shown):
-        picks = np.flatnonzero(labels == row)[:columns]
-        tiles[row, : len(picks)] = images[picks]
-    if shown < len(classes):
-        title = f"{title} (first {shown} of {len(classes)} classes)".strip()
+    tiles = np.full((len(shown), columns, *images.shape[1:]), 255, np.uint8)
+    for label, row in enumerate(tiles):
+        picks = images[labels == label][:columns]
+        row[: len(picks)] = picks
+    if len(shown) < len(classes):
+        title += f" (first {len(shown)} of {len(classes)} classes)"
     with mosaic(path, title, tiles, tile_px=96) as axes:
-        axes.set_yticks(np.arange(shown) + 0.5, [short(name) for name in classes[:shown]])
+        axes.set_yticks(np.arange(len(shown)) + 0.5, map(short, shown))
 
 
 def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], path: Path,
@@ -50,18 +49,16 @@ def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], pa
         labels: (N,) integers that index `classes`.
         path: the figure's file; its ending gives the format.
     """
-    some = np.round(images[:MAX_TILES].clip(0, 1) * 255)
+    some = np.round(images[:MAX_TILES].clip(0, 1) * 255).astype(np.uint8)
     columns = min(len(some), 8)
     # White tiles complete the last row.
     lacking = -len(some) % columns
-    white = np.full((lacking, *images.shape[1:]), 255)
-    tiles = np.concatenate([some, white]).astype(np.uint8)
+    tiles = np.pad(some, [(0, lacking)] + 3 * [(0, 0)], constant_values=255)
     tiles = tiles.reshape(-1, columns, *images.shape[1:])
     with mosaic(path, title, tiles, tile_px=128, below=0.2) as axes:
-        for index, label in enumerate(labels[:MAX_TILES]):
-            row, column = divmod(index, columns)
+        for (row, column), label in zip(np.ndindex(tiles.shape[:2]), labels):
             # About as wide as a tile at this size.
-            name = short(classes[int(label)], 14)
+            name = short(classes[label], 14)
             axes.text(column + 0.5, row + 0.84, name, ha="center", va="top", fontsize=7)
 
 
@@ -74,46 +71,39 @@ def curves(history: Sequence[Json], path: Path, title: str) -> None:
             val_top1 (top-1 as fractions) and lr.
         path: the figure's file; its ending gives the format.
     """
-    values = {key: np.array([float(row[key]) for row in history]) for key in NUMBERS}
-    epochs, best = values["epoch"], list(history).index(best_row(history))
-    stages = [str(row["stage"]) for row in history]
-    starts = [i for i, stage in enumerate(stages) if i == 0 or stage != stages[i - 1]]
+    epochs, train_loss, val_loss, train_top1, val_top1, lr = (
+        np.array([row[key] for row in history]) for key in NUMBERS)
+    best, stages = history.index(best_row(history)), [row["stage"] for row in history]
+    mark = f"best epoch: {epochs[best]}, val {percent(val_top1[best])}"
+    starts = [stages.index(stage) for stage in dict.fromkeys(stages)]
+    dots = {"marker": ".", "markersize": 3}
     with new_figure(path, title, (9, 4.6), LOSS_NOTE) as figure:
         panels = figure.subplots(2, 2, sharex=True, height_ratios=(4, 1))
         loss, accuracy = panels[0]
-        _train_and_val(loss, values, best, "loss")
-        _train_and_val(accuracy, values, best, "top1")
+        for axes, name, train, val in (
+            (loss, "loss", train_loss, val_loss),
+            (accuracy, "accuracy (%)", 100 * train_top1, 100 * val_top1),
+        ):  # fmt: skip
+            axes.plot(epochs, train, color=TRAIN, label="train", **dots)
+            axes.plot(epochs, val, color=VAL, label="val", **dots)
+            # Below the lines, which it would hide.
+            axes.plot(epochs[best], val[best], "*", color=ACCENT, markersize=13, zorder=1.9,
+                      label=mark)
+            axes.set_title(name)
         if len(history) > 1:
             # Pretrained weights under a new head may begin at many times the later losses.
-            later = max(values["train_loss"][1:].max(), values["val_loss"][1:].max())
+            later = max(train_loss[1:].max(), val_loss[1:].max())
             loss.set_ylim(0, min(loss.get_ylim()[1], SPIKE * later))
         for axes in panels[1]:
-            _rates(axes, epochs, values["lr"], starts)
+            # Each stage has a line of its own.
+            for start, end in itertools.pairwise([*starts, len(history)]):
+                axes.plot(epochs[start:end], lr[start:end], color=MUTED, **dots)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel("lr", fontsize=8)
+            axes.set_ylim(bottom=0)
+            axes.locator_params("x", nbins=8, integer=True, min_n_ticks=1)
         for axes in panels.flat:
             for i in starts[1:]:
                 axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--", linewidth=1,
                              label=f"stage {short(stages[i])} begins")
-        accuracy.legend(loc="best")
-
-
-def _train_and_val(axes: Axes, values: dict[str, ndarray], best: int, key: str) -> None:
-    """Train and val of a measure, the best epoch marked."""
-    factor, title = (100, "accuracy (%)") if key == "top1" else (1, "loss")
-    epochs, train, val = values["epoch"], values[f"train_{key}"], values[f"val_{key}"]
-    axes.plot(epochs, train * factor, ".-", markersize=3, color=TRAIN, label="train")
-    axes.plot(epochs, val * factor, ".-", markersize=3, color=VAL, label="val")
-    mark = f"best epoch: {epochs[best]:.0f}, val {percent(values['val_top1'][best])}"
-    axes.plot(epochs[best], val[best] * factor, "*", color=ACCENT, markersize=13, zorder=1.9,
-              clip_on=False, label=mark)
-    axes.set_title(title)
-
-
-def _rates(axes: Axes, epochs: ndarray, lr: ndarray, starts: list[int]) -> None:
-    """The learning rate, each stage with a line of its own."""
-    for i, end in zip(starts, [*starts[1:], len(epochs)]):
-        axes.plot(epochs[i:end], lr[i:end], ".-", markersize=3, color=MUTED)
-    axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
-    axes.set_ylabel("lr", fontsize=8)
-    axes.set_ylim(0, 1.15 * lr.max() or 1)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        accuracy.legend()

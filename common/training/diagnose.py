@@ -23,9 +23,8 @@ STILL_RISING = 0.01  # val top-1 gained per epoch at the end: training was stopp
 MIN_VAL = 200  # images; with fewer, one image moves the curves by as much as a phase does
 AT_CHANCE = 1.5  # times the share of one class: a best val top-1 below that is guessing
 
-COLUMNS = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1")
-Phase = tuple[str, int, int, str]  # name, indices of its first and last epoch, what happened
-Curves = dict[str, ndarray]  # the history's columns
+COLUMNS = ("train_loss", "val_loss", "train_top1", "val_top1")
+Phase = tuple[int, int, str]  # first and last epoch, what happened
 
 
 class Diagnosis(NamedTuple):
@@ -54,78 +53,76 @@ def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int =
         regularised: train_top1 was measured under augmentation or dropout.
         val_images: how many val has; of a small one no phases are told.
     """
-    curves = {key: np.array([float(row[key]) for row in history]) for key in COLUMNS}
-    turn = _turn(curves)
-    phases = _phases(curves, turn) if val_images >= MIN_VAL else []
-    epochs, words, spans = curves["epoch"].astype(int).tolist(), [], []
-    for name, first, last, said in phases:
-        start, end = epochs[first], epochs[last]
+    found, best = _phases(history), best_row(history)
+    phases, words = [], []
+    told = found if val_images >= MIN_VAL else {}
+    for name, (start, end, said) in told.items():
+        phases.append((name, start, end))
         span = f"epochs {start}-{end}" if start < end else f"epoch {start}"
         words.append(f"{name.capitalize()}, {span}: {said}.")
-        spans.append((name, start, end))
 
-    best = list(history).index(best_row(history))
-    running, val = curves["train_top1"][best], curves["val_top1"][best]
-    gap = float(clean_train_top1 - val)
+    running, val = best["train_top1"], best["val_top1"]
+    gap = clean_train_top1 - val
     words.append(f"Plain train images {percent(clean_train_top1)}, val {percent(val)} at the best "
-                 f"epoch ({epochs[best]}): gap {_points(gap)}.")
+                 f"epoch ({best['epoch']}): gap {_points(gap)}.")
     if regularised:
         where = "below" if running < val else "above"
         if percent(running) == percent(val):
             where = "equal to"
         words.append(f"During that epoch, augmented, train accuracy was {percent(running)}, "
                      f"{where} val: the two are not the same measurement.")
-    verdict, reason = _verdict(curves["val_top1"], clean_train_top1, gap, turn is not None, classes)
+    val_top1 = [row["val_top1"] for row in history]
+    verdict, reason = _verdict(val_top1, clean_train_top1, "overfitting" in found, classes)
     words.append(f"Verdict: {verdict}. {reason}")
-    return Diagnosis(spans, gap, verdict, words)
+    return Diagnosis(phases, gap, verdict, words)
 
 
-def _turn(curves: Curves) -> int | None:
-    """Index of the lowest val loss, if val loss rose from there while train loss fell."""
-    train, val = curves["train_loss"], curves["val_loss"]
+def _turn(train: ndarray, val: ndarray) -> int:
+    """Index of the lowest val loss, if val loss rose from there while train loss fell; else of the
+    last epoch."""
+    last = len(val) - 1
     smooth_train, smooth_val = _smooth(train), _smooth(val)
     low = int(smooth_val.argmin())
     risen = smooth_val[-1] > smooth_val[low] * (1 + RISE)
     fallen = smooth_train[-1] < smooth_train[low]
     start = max(0, low - 1)
-    turn = start + int(val[start : start + 3].argmin())  # smoothing may have moved it by one
+    turn = start + int(val[start : low + 2].argmin())  # smoothing may have moved it by one
     # The sentence gives the rows' own numbers, so they have to say the same.
-    seen = val[-1] > val[turn] and train[-1] < train[turn]
-    return turn if len(val) >= MIN_EPOCHS and risen and fallen and seen else None
+    seen = val[last] > val[turn] and train[last] < train[turn]
+    return turn if last + 1 >= MIN_EPOCHS and risen and fallen and seen else last
 
 
-def _phases(curves: Curves, turn: int | None) -> list[Phase]:
-    """The phases that there are, told with the rows' own numbers."""
-    phases, top1 = [], curves["val_top1"]
-    gap, last = curves["train_top1"] - top1, len(top1) - 1
-    val = _smooth(top1)
-    rise = val.max() - val[0]
+def _phases(history: Sequence[Json]) -> dict[str, Phase]:
+    """The phases that there are, by name, told with the rows' own numbers."""
+    train_loss, val_loss, train_top1, val_top1 = (
+        np.array([row[key] for row in history]) for key in COLUMNS)
+    epochs = [row["epoch"] for row in history]
+    phases, gap, last = {}, train_top1 - val_top1, len(history) - 1
+    turn = _turn(train_loss, val_loss)
+    smooth = _smooth(val_top1)
+    rise = smooth.max() - smooth[0]
     if rise >= MIN_PROGRESS:
-        end = int((val >= val[0] + FAST_SHARE * rise).argmax())
-        said = f"val accuracy {percent(top1[0])} to {percent(top1[end])}"
-        phases.append(("fast learning", 0, end, said))
+        end = (smooth >= smooth[0] + FAST_SHARE * rise).argmax()
+        said = f"val accuracy {percent(val_top1[0])} to {percent(val_top1[end])}"
+        phases["fast learning"] = epochs[0], epochs[end], said
     # Divergence begins after the last epoch with a narrow gap.
-    narrow = np.flatnonzero(_smooth(gap) <= OPEN_GAP)
-    opens = int(narrow[-1]) + 1 if len(narrow) else 0
-    closes = last if turn is None else turn
-    if opens <= closes:
+    opens = np.flatnonzero(_smooth(gap) <= OPEN_GAP).max(initial=-1) + 1
+    if opens <= turn:
         said = (f"the train-val gap is {_points(gap[opens])} where it opens and "
-                f"{_points(gap[closes])} at the end")
-        phases.append(("divergence", opens, closes, said))
-    if turn is not None:
-        val_loss, train_loss = (
-            f"from {number(loss[turn])} to {number(loss[-1])}"
-            for loss in (curves["val_loss"], curves["train_loss"]))
-        said = (f"val loss turns at epoch {curves['epoch'][turn]:.0f} and rises {val_loss} "
-                f"while train loss falls {train_loss}")
-        phases.append(("overfitting", turn + 1, last, said))
+                f"{_points(gap[turn])} at the end")
+        phases["divergence"] = epochs[opens], epochs[turn], said
+    if turn < last:
+        said = (f"val loss turns at epoch {epochs[turn]} and rises from "
+                f"{number(val_loss[turn])} to {number(val_loss[last])} while train loss falls from "
+                f"{number(train_loss[turn])} to {number(train_loss[last])}")
+        phases["overfitting"] = epochs[turn + 1], epochs[last], said
     return phases
 
 
-def _verdict(val_top1: ndarray, train: float, gap: float, turned: bool,
-             classes: int) -> tuple[str, str]:
+def _verdict(val_top1: list[float], train: float, turned: bool, classes: int) -> tuple[str, str]:
     """The verdict and its reason, a sentence."""
-    epochs, best = len(val_top1), val_top1.max()
+    epochs, best = len(val_top1), max(val_top1)
+    gap = train - best
     if epochs < MIN_EPOCHS:
         return "too short to tell", f"{count(epochs, 'epoch')} of the {MIN_EPOCHS} that it takes."
     # In the order of trust: what makes the later questions meaningless comes first.
@@ -137,7 +134,7 @@ def _verdict(val_top1: ndarray, train: float, gap: float, turned: bool,
     # A rise of val loss alone is no overfitting: accuracy may go on rising with it.
     if turned and gap >= OPEN_GAP:
         return "overfit", f"Val loss rose again, and the gap is at least {_points(OPEN_GAP)}."
-    if max(train, train - gap) >= LOW_TOP1:
+    if max(train, best) >= LOW_TOP1:
         rose = "; val loss did rise again, as the net grew too sure of its errors" * turned
         return "good fit", f"The net fits its training images, and the gap is narrow{rose}."
     pace = (val_top1[-1] - val_top1[-MIN_EPOCHS]) / (MIN_EPOCHS - 1)
@@ -150,9 +147,8 @@ def _verdict(val_top1: ndarray, train: float, gap: float, turned: bool,
 
 def _smooth(values: ndarray) -> ndarray:
     """Centred means over three epochs, over two at either end."""
-    window = np.ones(3)
-    sums = np.convolve(values, window, "same")
-    return sums / np.convolve(np.ones(len(values)), window, "same")
+    around = np.pad(values, 1, constant_values=np.nan)
+    return np.nanmean([around[:-2], values, around[2:]], axis=0)
 
 
 def _points(difference: float) -> str:

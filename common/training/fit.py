@@ -1,9 +1,10 @@
 """Epochs and evaluation: `fit` runs one stage."""
-import contextlib
 import copy
-import time
+import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from tqdm import tqdm
 from common.config import Recipe, Stage
 from common.data.augment import Preprocess
 from common.data.splits import Split, Splits, class_weights
-from common.errors import InputError, Interrupted, RunError, deferred_signals
+from common.errors import InputError, RunError, deferred_signals
 from common.files import Json
 from common.training.graph import Forward, captured_forward, eager_forward
 from common.training.run import Run
@@ -25,6 +26,11 @@ from common.words import duration
 EVAL_BATCH = 500  # divides 5,000, 10,000 and 45,000
 QUEUED_STEPS = 32  # a GPU's queue is looked after this often: Ctrl-C and the bar wait for no more
 SLOW = 1800  # seconds of a stage on a CPU after which shorter ways are named
+SHORTER = ("; a CPU is slow for this: --smoke shows the whole path, --train-limit N trains on fewer"
+           " images")
+EPOCH_LINE = ("{title} | Train Loss: {train_loss:.4f} Acc: {train_top1:.2%} | "
+              "Val Loss: {val_loss:.4f} Acc: {val_top1:.2%} | "
+              "LR {lr:.1e} | {seconds:.1f}s {images_per_s:,.0f} img/s")
 
 
 def predict(model: nn.Module, images: Tensor, prepare: Preprocess, batch_size: int = EVAL_BATCH,
@@ -49,9 +55,8 @@ def evaluate(model: nn.Module, split: Split, prepare: Preprocess, amp: dtype | N
              forward: Forward | None = None) -> tuple[float, float]:
     """(mean cross-entropy, top-1 fraction) on a split; no augmentation, smoothing or weights."""
     logits = predict(model, split.images, prepare, amp=amp, forward=forward)
-    loss = F.cross_entropy(logits, split.labels)
     hits = logits.argmax(1) == split.labels
-    return float(loss), float(hits.double().mean())
+    return float(F.cross_entropy(logits, split.labels)), float(hits.double().mean())
 
 
 def train_one_epoch(step: TrainStep, seed: int, lrs: list[float], check: Callable[[str], None],
@@ -68,27 +73,27 @@ def train_one_epoch(step: TrainStep, seed: int, lrs: list[float], check: Callabl
     """
     set_train_mode(step.model)
     step.start_epoch(seed, lrs)
-    on_cpu, start = step.device.type == "cpu", time.perf_counter()
+    on_cpu, start = step.device.type == "cpu", perf_counter()
     queue = None if on_cpu else torch.cuda.Event()
     for i in tqdm(range(step.steps), title, unit="step", leave=False, disable=None):
         step()
         check(f"in {title.lower()}, step {i + 1}")
-        if queue is not None and i % QUEUED_STEPS == 0:
+        if queue and i % QUEUED_STEPS == 0:
             # Wait for the step 32 ago, not for this one: the device is never without work.
             queue.synchronize()
             queue.record()
         if steps_left and i == 4:
             # Reading a loss waits for the device; once a stage it may.
             float(step.losses[i])
-            _announce((time.perf_counter() - start) / 5 * steps_left, on_cpu)
+            _announce((perf_counter() - start) / 5 * steps_left, on_cpu)
         # A GPU would have to be waited for in every step: there the epoch ends first.
         if on_cpu and not step.losses[i].isfinite():
             break
     losses = step.losses.cpu().double()
-    wrong = losses.isfinite().logical_not().nonzero()
-    if len(wrong):
-        raise RunError(f"the loss is not finite in {title.lower()}, step {int(wrong[0]) + 1}: "
-                       "lower --lr, or use --amp off; best.pt is untouched")
+    if not losses.isfinite().all():
+        first = losses.isfinite().int().argmin() + 1
+        raise RunError(f"the loss is not finite in {title.lower()}, step {first}: lower --lr, or "
+                       "use --amp off; best.pt is untouched")
     return float(losses.mean()), step.top1()
 
 
@@ -109,54 +114,48 @@ def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare:
         RunError: non-finite loss, or out of memory (with a batch size to try).
         Interrupted: Ctrl-C or SIGTERM; last.pt is written first.
     """
-    done = run.epochs_done(stage.name)
-    if done >= stage.epochs or _gave_up(run, stage):
+    done = len(run.val_top1(stage.name))
+    if done >= stage.epochs:
         return
     # Epochs are numbered through all stages; `done` of this one's were trained before a resume.
-    before = len(run.history) - done
-    total = total_epochs or before + stage.epochs
+    total = total_epochs or len(run.history) - done + stage.epochs
     stage = replace(stage, lr=fit_lr(stage.lr, len(splits.train), recipe))
     step = _make_step(model, splits, recipe, prepare, amp, run.optimizer_state if done else {})
 
-    with _saved(run, step.batch_size), deferred_signals() as check:
+    with deferred_signals() as check, _saved(run, step.batch_size):
         forward = _capture(step, splits.val.images)
         if not run.history:
             # Finds an unwritable folder before the first epoch, and lets --resume work at once.
             run.keep(model, step.optimizer)
-            run.save(force=True)
-
         for epoch in range(done, stage.epochs):
-            number, start = before + epoch + 1, time.perf_counter()
+            if _gave_up(run, stage):
+                print(f"stopped early: no better val accuracy for {stage.patience} epochs")
+                break
+            run.save()
+            number, start = len(run.history) + 1, perf_counter()
             title = f"Epoch {number}/{total}"
             lrs = epoch_lrs(stage, epoch, step.steps)
             steps_left = step.steps * (stage.epochs - done) if epoch == done else 0
             train_loss, train_top1 = train_one_epoch(step, seed_epoch(recipe.seed, number), lrs,
                                                      check, title, steps_left)
-            trained = time.perf_counter()
+            trained = perf_counter()
             # Selection looks at val alone; test is read once, when all stages are done.
             val_loss, val_top1 = evaluate(model, splits.val, prepare, amp, forward)
-            seconds = time.perf_counter() - start
-            rate = step.steps * step.batch_size / (trained - start)
-
-            run.keep(model, step.optimizer, {
+            row = {
                 "stage": stage.name, "epoch": number, "train_loss": train_loss,
                 "train_top1": train_top1, "val_loss": val_loss, "val_top1": val_top1,
-                "lr": lrs[0], "seconds": seconds, "images_per_s": rate,
-            })
-            print(f"{title} | Train Loss: {train_loss:.4f} Acc: {train_top1:.2%} | "
-                  f"Val Loss: {val_loss:.4f} Acc: {val_top1:.2%} | "
-                  f"LR {lrs[0]:.1e} | {seconds:.1f}s {rate:,.0f} img/s", flush=True)
-            stop = _gave_up(run, stage)
-            run.save(force=stop or epoch + 1 == stage.epochs)
-            if stop:
-                print(f"stopped early: no better val accuracy for {stage.patience} epochs")
-                return
+                "lr": lrs[0], "seconds": perf_counter() - start,
+                "images_per_s": step.steps * step.batch_size / (trained - start),
+            }
+            run.keep(model, step.optimizer, row)
+            print(EPOCH_LINE.format(title=title, **row), flush=True)
             check(f"after epoch {number}")
 
 
 def _gave_up(run: Run, stage: Stage) -> bool:
     """Whether the stage has gone on for its patience without a better val accuracy."""
-    return 0 < stage.patience <= run.stalled(stage.name)
+    values = run.val_top1(stage.name)
+    return bool(values) and 0 < stage.patience < len(values) - values.index(max(values))
 
 
 def _make_step(model: nn.Module, splits: Splits, recipe: Recipe, prepare: Preprocess,
@@ -199,28 +198,23 @@ def _capture(step: TrainStep, images: Tensor) -> Forward | None:
     return forward
 
 
-@contextlib.contextmanager
+@contextmanager
 def _saved(run: Run, batch_size: int) -> Iterator[None]:
-    """Save the last whole epoch if the stage ends early; out of memory becomes one line."""
+    """Save the last whole epoch, however the stage ends; out of memory becomes one line."""
     try:
         yield
-    except (Interrupted, RunError, OSError):
-        run.save(force=True)
-        raise
     except RuntimeError as error:
-        words = str(error)
         # The GPU's words for it and the CPU's.
-        if "out of memory" not in words and "tried to allocate" not in words:
+        if not re.search("out of memory|tried to allocate", str(error)):
             raise
         raise RunError(f"out of memory at --batch-size {batch_size}: "
-                       f"try --batch-size {max(1, batch_size // 2)}") from None
+                       f"try --batch-size {batch_size // 2 or 1}") from None
+    finally:
+        run.save(force=True)
 
 
 def _announce(seconds: float, on_cpu: bool) -> None:
     """Say how long the stage will take, and on a slow machine how to make it shorter."""
-    hint = ""
-    if on_cpu and seconds > SLOW:
-        hint = ("; a CPU is slow for this: --smoke shows the whole path, --train-limit N trains on"
-                " fewer images")
+    hint = SHORTER * (on_cpu and seconds > SLOW)
     tqdm.write(f"this takes about {duration(seconds)}{hint}")
     print(end="", flush=True)

@@ -6,11 +6,11 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from common.config import Recipe, Runtime, difference
 from common.data.splits import Splits
@@ -48,7 +48,7 @@ class Run:
         self.best_weights: Json = {}
         self.optimizer_state: Json = {}  # of the run that is resumed
         self._state: Json = {}  # of model and optimiser after the last whole epoch
-        self._best_on_disk = 0  # its epoch
+        self._best_on_disk: Json | None = None
         self._next_save = 0.0
 
     @property
@@ -56,21 +56,18 @@ class Run:
         """The history's best row; None before any."""
         return best_row(self.history) if self.history else None
 
-    def epochs_done(self, stage: str) -> int:
-        """Whole epochs of `stage` in the history."""
-        return sum(row["stage"] == stage for row in self.history)
-
-    def stalled(self, stage: str) -> int:
-        """Epochs of `stage` since its best val top-1."""
-        values = [row["val_top1"] for row in self.history if row["stage"] == stage]
-        return len(values) - 1 - values.index(max(values)) if values else 0
+    def val_top1(self, stage: str) -> list[float]:
+        """Val top-1 after each whole epoch of `stage`."""
+        return [row["val_top1"] for row in self.history if row["stage"] == stage]
 
     def keep(self, model: nn.Module, optimizer: Optimizer, row: Json | None = None) -> None:
         """Copy the state after a whole epoch, on its device, to be written whenever the run stops;
         `row` is the epoch's line of the history."""
-        # References to living tensors, which the next step changes: hence the copy.
-        self._state = _copied({"weights": model.state_dict(), "optimizer": optimizer.state_dict()})
-        if row is not None:
+        # References to living tensors, which the next step changes: hence the copy. copy.deepcopy
+        # does the same, at several times the cost of a copy on a GPU.
+        living = {"weights": model.state_dict(), "optimizer": optimizer.state_dict()}
+        self._state = tree_map_only(Tensor, torch.clone, living)
+        if row:
             self.history.append(row)
             if self.best is row:
                 self.best_weights = self._state["weights"]
@@ -82,18 +79,18 @@ class Run:
         if not state or not force and start < self._next_save:
             return
         # best.pt before last.pt: a resumed run must find the best epoch of its history on the disk.
-        if best is not None and best["epoch"] != self._best_on_disk:
+        if best != self._best_on_disk:
             write_checkpoint(self.folder / "best.pt", {
                 **self.card, "metrics": best, "weights": self.best_weights,
                 "probe": self._probe(),
             })
-            self._best_on_disk = best["epoch"]
+            self._best_on_disk = best
         write_checkpoint(self.folder / "last.pt", {
             **self.card, "weights": state["weights"],
             "training": {"history": self.history, "optimizer": state["optimizer"]},
         })
         if self.history:  # this file tells that an epoch was finished
-            rows = (row.values() for row in self.history)
+            rows = map(dict.values, self.history)
             write_csv(self.folder / "history.csv", self.history[0], rows)
         end = time.monotonic()
         self._next_save = end + max(SAVE_EVERY_S, SAVING_SHARE * (end - start))
@@ -115,33 +112,25 @@ class Run:
         last = read_checkpoint(path, ("weights", "training"))
         try:
             model.load_state_dict(last["weights"])
-            self.history = last["training"]["history"]
-            self.optimizer_state = last["training"]["optimizer"]
+            training = last["training"]
+            self.history, self.optimizer_state = training["history"], training["optimizer"]
             if self.history:
                 best = read_checkpoint(self.folder / "best.pt", ("weights", "metrics"))
                 self.best_weights = best["weights"]
-                self._best_on_disk = best["metrics"]["epoch"]
+                self._best_on_disk = best["metrics"]
         except Exception as error:  # whatever a foreign file holds under these keys
             raise InputError(f"--resume: {path} is not what this run wrote ({reason(error)}): "
                              "restore it, or choose a new --name") from None
 
 
-def _copied(value: Any) -> Any:
-    """Nested dictionaries with a copy of every tensor, each on its device."""
-    # copy.deepcopy does the same, at several times the cost of a copy on a GPU.
-    if isinstance(value, dict):
-        return {key: _copied(part) for key, part in value.items()}
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
 def best_row(history: Iterable[Json]) -> Json:
     """The row with the highest val top-1; among equals, which small sets have many of, the one
     with the lowest val loss."""
-    return max(history, key=lambda row: (float(row["val_top1"]), -float(row["val_loss"])))
+    return max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
 
 
-def card(arch: Json, splits: Splits, recipe: Recipe, mean: Iterable[float],
-         std: Iterable[float], probe_inputs: Tensor, versions: Json) -> Json:
+def card(arch: Json, splits: Splits, recipe: Recipe, mean: tuple[float, ...],
+         std: tuple[float, ...], probe_inputs: Tensor, versions: Json) -> Json:
     """The self-description that every checkpoint of a run carries.
 
     Args:
@@ -150,7 +139,7 @@ def card(arch: Json, splits: Splits, recipe: Recipe, mean: Iterable[float],
     """
     return {
         "format": FORMAT, "arch": arch, "resize": recipe.resize, "image_size": splits.image_size,
-        "fit": recipe.fit, "mean": tuple(mean), "std": tuple(std), "classes": splits.classes,
+        "fit": recipe.fit, "mean": mean, "std": std, "classes": splits.classes,
         "recipe": asdict(recipe), "source": splits.source, "split_hash": splits.split_hash,
         "identity": splits.identity, "probe_inputs": probe_inputs.contiguous(),
         "versions": versions,
@@ -171,11 +160,12 @@ def open_folder(script: str, recipe: Recipe, runtime: Runtime, data: dict[str, s
         InputError: the folder holds a run and --resume is absent, --resume finds another recipe or
             other data, or another process trains there.
     """
-    folder = Path(runtime.out, script, runtime.run_name or recipe.name())
+    first = folder = Path(runtime.out, script, runtime.run_name or recipe.name())
     if runtime.smoke and not (runtime.name_given or runtime.resume):
         # A trial run never stands in the way of the next one.
-        later = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-        folder = next(path for path in itertools.chain([folder], later) if not _holds_run(path))
+        numbers = itertools.count(2)
+        while _holds_run(folder):
+            folder = first.with_name(f"{first.name}-{next(numbers)}")
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     if runtime.resume and (folder / "recipe.json").is_file():
@@ -193,26 +183,25 @@ def open_folder(script: str, recipe: Recipe, runtime: Runtime, data: dict[str, s
 
 def _holds_run(folder: Path) -> bool:
     """Whether there is more than what a run leaves that ends within its first epoch."""
-    if not folder.exists():
-        return False
     # A process that is killed while it writes leaves its temporary file.
-    return any(file.name not in LEFTOVERS and file.suffix != ".tmp" for file in folder.iterdir())
+    return any(file.name not in LEFTOVERS and file.suffix != ".tmp" for file in folder.glob("*"))
 
 
 def _lock(folder: Path) -> None:
     """Keep other processes out of a run's folder until this one ends, however it ends."""
     # Of the folder itself, not of a file in it, which a kill would leave behind.
-    if fcntl is None or folder.resolve() in _locked:
+    place = folder.resolve()
+    if fcntl is None or place in _locked:
         return
-    handle = os.open(folder, os.O_RDONLY)  # closed with the process
+    handle = os.open(place, os.O_RDONLY)  # closed with the process
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _locked.add(folder.resolve())
     except BlockingIOError:
         raise InputError(f"{folder} is being trained by another process: wait for it, or choose a "
                          "new --name") from None
     except OSError:  # a file system without locks
-        os.close(handle)
+        pass
+    _locked.add(place)
 
 
 def _check_same(folder: Path, recipe: Json, data: dict[str, str]) -> None:
@@ -245,14 +234,14 @@ def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Modul
     try:
         model = build(**checkpoint["arch"]).eval()
         model.load_state_dict(checkpoint["weights"])
-        probe = checkpoint["probe"]
+        promised = checkpoint["probe"]["logits"]
         with torch.no_grad():
-            logits = model(probe["inputs"])
+            logits = model(checkpoint["probe"]["inputs"])
         if logits.shape[1] != len(checkpoint["classes"]):
             raise ValueError(f"{logits.shape[1]} outputs, {len(checkpoint['classes'])} classes")
         # Other processors and versions round otherwise; wrong weights are far off.
-        off = float((logits - probe["logits"]).abs().max())
-        allowed = 1e-3 * max(1.0, float(probe["logits"].abs().max()))
+        off = (logits - promised).abs().max()
+        allowed = 1e-3 * max(1, promised.abs().max())
     except Exception as error:  # whatever a foreign card holds under these keys
         raise InputError(f"{path} does not fit its own description ({reason(error)}): "
                          "use another checkpoint") from None
@@ -271,15 +260,16 @@ def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> Path:
     Args:
         runs: the folder of all run folders.
     """
-    note, copies = "", runs.rglob("best.pt")
+    note = ""
     try:
         with atomic(target) as file:
             file.write(best.read_bytes())
             file.flush()  # a full disk shows here, before anything of the user's is moved
-            same = (filecmp.cmp(target, other, shallow=False) for other in copies)
+            same = (filecmp.cmp(target, copy, shallow=False) for copy in runs.rglob("best.pt"))
             if target.exists() and not any(same):
-                names = (target.with_suffix(f".{number}.pt") for number in itertools.count(1))
-                aside = next(path for path in names if not path.exists())
+                aside, numbers = target, itertools.count(1)
+                while aside.exists():
+                    aside = target.with_suffix(f".{next(numbers)}.pt")
                 os.replace(target, aside)
                 note = f" (the file that was there is now {aside})"
     except OSError as error:

@@ -2,7 +2,6 @@
 import ctypes
 import os
 import platform
-import random
 import re
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 import torchvision
+from torch import backends, cuda
 
 from common import toolchain
 from common.config import Runtime
@@ -31,28 +31,26 @@ def pick_device(runtime: Runtime) -> torch.device:
     Raises:
         InputError: `--device cuda` without a usable GPU.
     """
-    if runtime.device == "cuda" and not torch.cuda.is_available():
+    if runtime.device != "cpu" and cuda.is_available():
+        return torch.device("cuda", cuda.current_device())
+    if runtime.device == "cuda":
         raise InputError("--device cuda: this torch sees no CUDA GPU; use --device cpu, or check "
                          "the driver with nvidia-smi")
-    if runtime.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def set_up(runtime: Runtime, seed: int) -> torch.device:
-    """The device, after seeding every generator and setting determinism, TF32 and, on a CPU, how
-    memory is kept."""
+    """The device, after seeding torch and setting determinism, TF32 and, on a CPU, how memory is
+    kept."""
     device = pick_device(runtime)
     if device.type == "cpu":
         _keep_freed_memory()
-    random.seed(seed)
-    np.random.seed(seed)
     torch.manual_seed(seed)
     fast = not runtime.deterministic
     # Tries algorithms at each new shape: the shapes of a run are few and stay.
-    torch.backends.cudnn.benchmark = fast
-    torch.backends.cudnn.benchmark_limit = TRIED_ALGORITHMS
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = fast
+    backends.cudnn.benchmark = fast
+    backends.cudnn.benchmark_limit = TRIED_ALGORITHMS
+    backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = fast
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -85,15 +83,13 @@ def amp_dtype(runtime: Runtime, device: torch.device, model: str) -> torch.dtype
     on_cpu = device.type == "cpu"
     if runtime.amp == "fp16" and on_cpu:
         raise InputError("--amp fp16 needs a GPU: use --amp bf16 or --amp off on a CPU")
-    if runtime.amp == "off":
-        return None
-    if runtime.amp != "auto":
-        return torch.bfloat16 if runtime.amp == "bf16" else torch.float16
-    if on_cpu:
-        return torch.bfloat16 if model != "efficientnet_b2" and _cpu_has_bf16() else None
-    # Emulated bf16 of older GPUs is slower than their fp16.
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if has_bf16 else torch.float16
+    name = runtime.amp
+    if name == "auto" and on_cpu:
+        name = "bf16" if model != "efficientnet_b2" and _cpu_has_bf16() else "off"
+    elif name == "auto":
+        # Emulated bf16 of older GPUs is slower than their fp16.
+        name = "bf16" if cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def precision(amp: torch.dtype | None) -> str:
@@ -103,8 +99,7 @@ def precision(amp: torch.dtype | None) -> str:
 
 def _cpu_has_bf16() -> bool:
     """Whether the processor multiplies bf16 in hardware (AVX512-BF16 or AMX)."""
-    questions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in questions)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def wants_compile(runtime: Runtime, device: torch.device, training_images: int) -> bool:
@@ -119,8 +114,7 @@ def wants_compile(runtime: Runtime, device: torch.device, training_images: int) 
         return False
     # PyTorch's own default is a folder that a reboot empties.
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    cache = home / "cifar10-study" / "inductor"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{home}/cifar10-study/inductor")
     if problem := toolchain.compile_ready(device.type):
         print(f"not compiled: {problem}")
         return False
@@ -131,13 +125,13 @@ def environment(device: torch.device) -> Json:
     """Versions, hardware and git commit, as they belong beside every figure."""
     # The number of threads belongs to a CPU's figure as its name does.
     hardware = f"CPU {_cpu_name()}, {count(torch.get_num_threads(), 'thread')}"
-    cuda = None
+    version = None
     if device.type == "cuda":
-        hardware, cuda = torch.cuda.get_device_name(device), torch.version.cuda
+        hardware, version = cuda.get_device_name(device), torch.version.cuda
     return {
         "hardware": hardware, "python": platform.python_version(),
         "torch": str(torch.__version__), "torchvision": torchvision.__version__,
-        "numpy": np.__version__, "opencv": cv2.__version__, "cuda": cuda,
+        "numpy": np.__version__, "opencv": cv2.__version__, "cuda": version,
         "platform": sys.platform, "git_commit": _git_commit(),
     }
 

@@ -2,13 +2,13 @@
 import gc
 import shlex
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from time import perf_counter
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, cuda, nn
 
 from common.config import PROCESS_START, Recipe, Runtime, Stage
 from common.data.augment import Augmentation, Preprocess
@@ -23,7 +23,7 @@ from common.models.weights import (IMAGENET_MEAN, IMAGENET_STD, LITE2_ORIGIN, lo
                                    retake_statistics)
 from common.training.curves import MAX_TILES, augmented_batch, curves, sample_grid
 from common.training.diagnose import diagnose
-from common.training.fit import evaluate, fit, predict
+from common.training.fit import EVAL_BATCH, evaluate, fit, predict
 from common.training.graph import compile_model
 from common.training.run import Run, card, open_folder
 from common.training.run import publish as put_at_best
@@ -32,8 +32,16 @@ from common.training.step import epoch_order, fit_batch_size, fit_lr
 from common.words import count, percent
 
 PROBE_SIZE = 4
-CALIBRATION = 4, 500  # batches and images in each, for the statistics of transplanted weights
+CALIBRATION = 2000  # images, for the statistics of transplanted weights
+# In the order of Augmentation's fields.
+AUGMENTATIONS = ("crop ±{} px", "flip", "rotation ±{:g}°", "colour jitter {:g}",
+                 "random erasing {:g}")
 SHOWN_CLASSES = 20
+RECIPE_LINE = ("recipe: {length}, {name}, lr {rate:.3g} {schedule}, batch {batch} ({steps} an "
+               "epoch), label smoothing {label_smoothing:g}; augmentation: {augmentation}")
+RESULT_LINES = """\
+best epoch {best_epoch}: val {val_top1}, train without augmentation {clean_train_top1}
+test: {test_top1} (95 % interval {low} to {high}) of {images}, {source}"""
 # Mean and standard deviation of each channel by which the input is scaled; else the data's own.
 SCALINGS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
 _starts = iter([PROCESS_START])  # a process's first run counts from its start, imports included
@@ -83,23 +91,14 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     Raises:
         InputError: data, weights, folder or flags that cannot be used.
     """
-    started = next(_starts, time.perf_counter())
+    started = next(_starts, perf_counter())
     device = set_up(runtime, recipe.seed)
     _forget_earlier_runs(device)
 
     # Data first: the number of classes and the image size make the model.
     splits = load_splits(recipe, runtime)
     _say_data(splits)
-
-    size = splits.image_size * recipe.resize
-    arch = architecture(recipe.model, num_classes=len(splits.classes), input_size=size,
-                        stem=recipe.stem, dropout=recipe.dropout, bn_momentum=recipe.bn_momentum)
-    model = build(**arch)
-    origin, loaded = "random weights", "weights: random"
-    if recipe.pretrained:
-        origin, loaded = load_weights(model, recipe.model, recipe.weights, runtime.offline,
-                                      splits.classes)
-    print(*describe(model, size), loaded, sep="\n")
+    arch, model, origin = _new_model(recipe, runtime, splits)
 
     # The folder only now: data or weights that cannot be used leave none behind.
     amp = amp_dtype(runtime, device, recipe.model)
@@ -109,9 +108,8 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     if (folder / "result.json").is_file():
         print(f"{folder} is finished: nothing to do")
         return None
-    print(f"recipe: {_recipe_in_words(recipe, len(splits.train))}")
-    print(f"run folder: {folder}")
-    print(f"{versions['hardware']}, torch {versions['torch']}, {versions['precision']}", flush=True)
+    print(_recipe_in_words(recipe, len(splits.train)), f"run folder: {folder}",
+          "{hardware}, torch {torch}, {precision}".format(**versions), sep="\n", flush=True)
 
     # All images go to the device once, as uint8; no epoch waits for the host again.
     splits = splits.to(device)
@@ -121,11 +119,11 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     probe = prepare.clean(splits.val.images[:PROBE_SIZE]).cpu()
     run = Run(folder, {
         **card(arch, splits, recipe, mean, std, probe, versions), "run": folder.name,
-        "data_dir": str(Path(runtime.data_dir).resolve()) if runtime.data_dir else None,
+        "data_dir": runtime.data_dir and str(Path(runtime.data_dir).resolve()),
         "weights_origin": origin,
     })
     # Before the first epoch, so that a wrong --data-dir or augmentation is seen at once.
-    _save_samples(folder, splits, prepare, recipe)
+    _save_samples(folder, splits, prepare, recipe.seed)
     resumed = runtime.resume and (folder / "last.pt").is_file()
     if resumed:
         run.restore(model)
@@ -133,10 +131,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
     elif runtime.resume:
         print("nothing to resume: the run begins")
     if origin == LITE2_ORIGIN and not resumed:
-        # Its BatchNorms saw other inputs and other activations than this network's.
-        train, (batches, size) = splits.train, CALIBRATION
-        order = epoch_order(len(train), min(size, len(train)), seed=0).to(device)
-        retake_statistics(model, (prepare.clean(train.images[at]) for at in order[:batches]))
+        _fit_statistics(model, splits.train.images, prepare)
     if wants_compile(runtime, device, len(splits.train) * (recipe.epochs + recipe.head_epochs)):
         compile_model(model)
     return Session(script, recipe, runtime, model, splits, prepare, run, amp, started, resumed)
@@ -154,37 +149,35 @@ def finish(session: Session, publish: bool = True) -> Json:
         whole run's.
     """
     run, splits, model = session.run, session.splits, session.model
-    best, last = run.best, run.history[-1]
+    folder, history, versions = run.folder, run.history, run.card["versions"]
+    best, last = run.best, history[-1]
     model.load_state_dict(run.best_weights)
     # The epochs' train accuracy is of weights that still moved, on augmented images; this is not.
     clean_loss, clean_top1 = evaluate(model, splits.train, session.prepare, session.amp)
     test = _test(session)
-    plain = session.prepare.spec == Augmentation() and session.recipe.label_smoothing == 0
-    told = diagnose(run.history, clean_top1, classes=len(splits.classes), regularised=not plain,
-                    val_images=len(splits.val))
-    title = f"{session.script} / {run.folder.name} ({splits.source})"
-    curves(run.history, run.folder / "curves.png", title)
+    told = diagnose(history, clean_top1, classes=len(splits.classes), val_images=len(splits.val),
+                    regularised=session.prepare.spec != Augmentation())
+    curves(history, folder / "curves.png", f"{session.script} / {folder.name} ({splits.source})")
     # Of the last stage, which trains the whole network.
-    rates = [row["images_per_s"] for row in run.history if row["stage"] == last["stage"]]
-    on_gpu, versions = splits.train.labels.is_cuda, run.card["versions"]
+    rate = max(row["images_per_s"] for row in history if row["stage"] == last["stage"])
     result = {
         "script": session.script, "source": splits.source, "class_names": splits.classes,
         "identity": splits.identity, "weights": run.card["weights_origin"],
-        "best_epoch": best["epoch"], "epochs": len(run.history),
+        "best_epoch": best["epoch"], "epochs": len(history),
         "val_top1": best["val_top1"], "val_loss": best["val_loss"],
         "train_top1": last["train_top1"],
         "clean_train_top1": clean_top1, "clean_train_loss": clean_loss, **test,
-        "train_seconds": sum(row["seconds"] for row in run.history), "images_per_s": max(rates),
-        "wall_seconds": time.perf_counter() - session.started, "resumed": session.resumed,
+        "train_seconds": sum(row["seconds"] for row in history), "images_per_s": rate,
+        "wall_seconds": perf_counter() - session.started, "resumed": session.resumed,
         "parameters": count_parameters(model),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
+        "peak_memory_bytes": cuda.max_memory_allocated() or None,  # of a GPU
         "verdict": told.verdict, "diagnosis": told.words,
         "versions": versions, "precision": versions["precision"],
     }
-    write_json(run.folder / "result.json", result)  # its presence says that the run is finished
+    write_json(folder / "result.json", result)  # its presence says that the run is finished
     _say_result(result)
     if publish:
-        best_file = put_at_best(run.folder / "best.pt", Path(session.runtime.out))
+        best_file = put_at_best(folder / "best.pt", Path(session.runtime.out))
         print("next:", shlex.join(["python", "analyze.py", "--ckpt", str(best_file)]))
     return result
 
@@ -195,58 +188,73 @@ def _forget_earlier_runs(device: torch.device) -> None:
     if device.type == "cuda":
         gc.collect()  # a compiled model is a cycle of references
         torch._C._cuda_clearCublasWorkspaces()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
+        cuda.empty_cache()
+        cuda.reset_peak_memory_stats(device)
 
 
 def _say_data(splits: Splits) -> None:
     """Sizes, classes and images of each class, and what the source has to say."""
-    names, kinds = splits.classes[:SHOWN_CLASSES], len(splits.classes)
-    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    sizes = " / ".join(f"{part} {len(split):,}" for part, split in parts.items())
-    print(f"data: {splits.source}; {sizes}, {splits.image_size}×{splits.image_size} px")
-    columns = [torch.bincount(split.labels, minlength=kinds).tolist() for split in parts.values()]
+    parts, kinds = (splits.train, splits.val, splits.test), len(splits.classes)
+    print("data: {}; train {:,} / val {:,} / test {:,}, {size}×{size} px".format(
+        splits.source, *map(len, parts), size=splits.image_size))
+    names = splits.classes[:SHOWN_CLASSES]
     width = max(map(len, names))
+    columns = [torch.bincount(part.labels, minlength=kinds).tolist() for part in parts]
     for name, *images in zip(names, *columns):
-        print(f"  {name:<{width}}  " + " / ".join(f"{n:>5,}" for n in images))
+        print("  {:<{}}  {:>5,} / {:>5,} / {:>5,}".format(name, width, *images))
     if kinds > SHOWN_CLASSES:
         print(f"  … and {count(kinds - SHOWN_CLASSES, 'more class', 'more classes')}")
     for note in splits.notes:
         print(f"note: {note}")
 
 
+def _new_model(recipe: Recipe, runtime: Runtime, splits: Splits) -> tuple[Json, nn.Module, str]:
+    """(arguments of `build`, the network on the CPU, what its weights are); says all three."""
+    size = splits.image_size * recipe.resize
+    arch = architecture(recipe.model, num_classes=len(splits.classes), input_size=size,
+                        stem=recipe.stem, dropout=recipe.dropout, bn_momentum=recipe.bn_momentum)
+    model = build(**arch)
+    origin, loaded = "random weights", "weights: random"
+    if recipe.pretrained:
+        origin, loaded = load_weights(model, recipe.model, recipe.weights, runtime.offline,
+                                      splits.classes)
+    print(*describe(model, size), loaded, sep="\n")
+    return arch, model, origin
+
+
 def _recipe_in_words(recipe: Recipe, images: int) -> str:
     """Optimiser, rate, batch and augmentation in one line."""
     batch = fit_batch_size(images, recipe.batch_size)
     steps = len(epoch_order(images, batch, 0))
-    optimizer = {"sgd": "SGD", "adamw": "AdamW"}[recipe.optimizer]
-    lr = fit_lr(recipe.lr, images, recipe)
-    spec = {
-        f"crop ±{recipe.crop_padding} px": recipe.crop_padding, "flip": recipe.flip,
-        f"rotation ±{recipe.rotation:g}°": recipe.rotation,
-        f"colour jitter {recipe.jitter:g}": recipe.jitter,
-        f"random erasing {recipe.random_erasing:g}": recipe.random_erasing,
-    }
-    augmentation = ", ".join(word for word, used in spec.items() if used) or "none"
-    head = f"{recipe.head_epochs} + " if recipe.head_epochs else ""
-    return (f"{head}{count(recipe.epochs, 'epoch')}, {optimizer}, lr {lr:.3g} {recipe.schedule}, "
-            f"batch {batch} ({count(steps, 'step')} an epoch), "
-            f"label smoothing {recipe.label_smoothing:g}; augmentation: {augmentation}")
+    length = count(recipe.epochs, "epoch")
+    if recipe.head_epochs:
+        length = f"{recipe.head_epochs} + {length}"
+    spec = zip(AUGMENTATIONS, astuple(Augmentation.of(recipe)))
+    augmentation = ", ".join(words.format(value) for words, value in spec if value) or "none"
+    return RECIPE_LINE.format(
+        length=length, name={"sgd": "SGD", "adamw": "AdamW"}[recipe.optimizer], batch=batch,
+        rate=fit_lr(recipe.lr, images, recipe), steps=count(steps, "step"),
+        augmentation=augmentation, **vars(recipe))
 
 
-def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, recipe: Recipe) -> None:
-    """cifar10_sample_images.png and augmented_batch.png, from generators of their own: training is
-    not touched."""
-    train, classes, device = splits.train, splits.classes, splits.train.labels.device
-    labels, source = train.labels.cpu().numpy(), splits.source
+def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, seed: int) -> None:
+    """cifar10_sample_images.png and augmented_batch.png; each epoch seeds its generators anew, so
+    training is not touched."""
+    train, classes, source = splits.train, splits.classes, splits.source
+    labels = train.labels.cpu().numpy()
     sample_grid(train.images.cpu().numpy(), labels, classes,
                 folder / "cifar10_sample_images.png", f"Training images ({source})")
-    some = epoch_order(len(train), min(MAX_TILES, len(train)), recipe.seed)[0]
-    generator = torch.Generator(device).manual_seed(recipe.seed)
-    batch = prepare.train(train.images[some.to(device)], generator)
-    batch = batch * prepare.std.view(3, 1, 1) + prepare.mean.view(3, 1, 1)
+    some = epoch_order(len(train), MAX_TILES, seed)[0]
+    batch = (prepare.train(train.images[some]) - prepare.shift) / prepare.scale
     augmented_batch(batch.cpu().numpy(), labels[some], classes,
                     folder / "augmented_batch.png", f"Augmented images ({source})")
+
+
+def _fit_statistics(model: nn.Module, images: Tensor, prepare: Preprocess) -> None:
+    """Take transplanted weights' BatchNorm statistics anew, which are of other inputs and of other
+    activations than this network's."""
+    order = epoch_order(len(images), len(images), seed=0)[0, :CALIBRATION]
+    retake_statistics(model, map(prepare.clean, images[order].split(EVAL_BATCH)))
 
 
 def _test(session: Session) -> Json:
@@ -270,11 +278,10 @@ def _test(session: Session) -> Json:
 
 def _say_result(result: Json) -> None:
     """What came of the run, for the terminal."""
-    print(f"best epoch {result['best_epoch']}: val {percent(result['val_top1'])}, train without "
-          f"augmentation {percent(result['clean_train_top1'])}")
-    low, high = result["test_interval_95"]
-    line = (f"test: {percent(result['test_top1'])} (95 % interval {percent(low)} to "
-            f"{percent(high)}) of {count(result['test_images'], 'image')}, {result['source']}")
+    low, high = map(percent, result["test_interval_95"])
+    shares = {key: percent(value) for key, value in result.items() if key.endswith("_top1")}
+    shown = result | shares | {"images": count(result["test_images"], "image")}
+    line = RESULT_LINES.format(low=low, high=high, **shown)
     if abs(result["balanced_top1"] - result["test_top1"]) > 0.001:
-        line += f"; {percent(result['balanced_top1'])} in the mean over classes"
+        line += "; {balanced_top1} in the mean over classes".format(**shares)
     print(line, *result["diagnosis"], sep="\n  ")

@@ -52,9 +52,11 @@ def epoch_order(images: int, batch_size: int, seed: int) -> Tensor:
     """Positions (steps, batch_size) int64 of an epoch's batches; on the CPU, as on every device.
 
     A CUDA graph knows one batch size, so a last batch that is not full is filled from the order's
-    beginning: every image is shown, a few of them twice, others each epoch.
+    beginning: every image is shown, a few of them twice, others each epoch. A batch holds at most
+    all images.
     """
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
+    batch_size = min(batch_size, images)
     steps = math.ceil(images / batch_size)
     return order.repeat(2)[: steps * batch_size].view(steps, batch_size)
 
@@ -186,12 +188,11 @@ class TrainStep:
 
     def __post_init__(self) -> None:
         self.device = self.split.labels.device
-        self.batch_size = min(self.batch_size, len(self.split))
-        self.steps = math.ceil(len(self.split) / self.batch_size)
+        self.order = epoch_order(len(self.split), self.batch_size, 0).to(self.device)
+        self.steps, self.batch_size = self.order.shape
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
         self.generator = torch.Generator(self.device)
         with self.device:
-            self.order = torch.zeros(self.steps, self.batch_size, dtype=torch.int64)
             self.preds = torch.zeros_like(self.order)
             self.losses, self.lrs = torch.zeros(2, self.steps)
             self.cursor = torch.zeros(1, dtype=torch.int64)
