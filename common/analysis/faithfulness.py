@@ -8,10 +8,11 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
-from common.analysis.gradcam import eval_fp32, grad_cam
+from common.analysis.gradcam import grad_cam
 from common.analysis.inputs import Subject
 from common.analysis.scores import interval
 from common.files import Json
+from common.models.build import in_eval_mode
 
 STEPS = 10  # portions in which the curves change an image
 
@@ -126,7 +127,7 @@ def deletion_insertion(model: nn.Module, images: Tensor, targets: Tensor, maps: 
     blurred = gaussian_blur(images, [2 * radius + 1, 1], radius / 2)
     blurred = gaussian_blur(blurred, [1, 2 * radius + 1], radius / 2)
     found = []
-    with eval_fp32(model, images.device), torch.no_grad():
+    with in_eval_mode(model), torch.no_grad():
         for step in range(steps + 1):
             gone = rank < round(step * height * width / steps)
             for changed in (images.masked_fill(gone, 0), images.where(gone, blurred)):

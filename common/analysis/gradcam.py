@@ -8,13 +8,12 @@ Models run in fp32 and eval mode, and come back exactly as they came, on an exce
 and requires_grad flags, gradients and hooks.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from common.models.build import in_eval_mode
+from common.models.trace import named_maps
 
 SMALLEST_MAP = 4  # cells a side; a 2x2 map says little more than left or right, up or down
 
@@ -53,7 +52,7 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
         return captured[-1].clone()
 
     # The caller may be under no_grad or inference_mode; neither can give the gradient needed here.
-    with eval_fp32(model, images.device), torch.inference_mode(False), torch.enable_grad():
+    with in_eval_mode(model), torch.inference_mode(False), torch.enable_grad():
         with model.get_submodule(layer).register_forward_hook(cut):
             logits = model(images.detach().clone())  # (N, K)
         # Images do not mix in eval mode, so the gradient of the sum over the batch holds each
@@ -74,38 +73,6 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
     return maps / peaks.clamp_min(torch.finfo(maps.dtype).tiny)  # a map of zeros stays zeros
 
 
-def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, int]]:
-    """Name -> (C, h, w) of every module that gives one 4-D output a forward pass, as they finish.
-
-    These are the layers of `grad_cam`. Left out: a module that runs more than once, such as a
-    shared activation, and one that only passes on or pads, nn.Identity and nn.ZeroPad2d: padded
-    maps lie shifted against the image.
-
-    Raises:
-        ValueError: a part of the model is compiled.
-    """
-    for name, module in model.named_modules():
-        # Hooks would be silently skipped.
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise ValueError(f"Grad-CAM needs the eager model, but {name or 'it'} is compiled; "
-                             "load the checkpoint uncompiled")
-    weight = next(model.parameters(), torch.empty(0))
-    names = {module: name for name, module in model.named_modules()}
-    outputs = defaultdict(list)
-
-    def note(module: nn.Module, _inputs: tuple, output: object) -> None:
-        """Append the output's (C, h, w), or None for what is no 4-D tensor."""
-        is_map = isinstance(output, Tensor) and output.ndim == 4
-        outputs[names[module]].append(tuple(output.shape[1:]) if is_map else None)
-
-    with eval_fp32(model, weight.device), torch.no_grad(), ExitStack() as hooks:
-        for module in names:
-            if not isinstance(module, (nn.Identity, nn.ZeroPad2d)):
-                hooks.enter_context(module.register_forward_hook(note))
-        model(weight.new_zeros(1, 3, image_size, image_size))
-    return {name: shapes[0] for name, shapes in outputs.items() if len(shapes) == 1 and shapes[0]}
-
-
 def default_layer(model: nn.Module, image_size: int) -> str:
     """Name of the deepest layer whose map is at least 4x4, or else of the deepest.
 
@@ -117,18 +84,3 @@ def default_layer(model: nn.Module, image_size: int) -> str:
     # A small module's own name starts with itself, so this leaves it out as well.
     large = [name for name in maps if not f"{name}.".startswith(tuple(small))]
     return (large or list(maps))[-1]
-
-
-@contextmanager
-def eval_fp32(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Eval mode without autocast; every module's own train flag comes back."""
-    flags = [(module, module.training) for module in model.modules()]
-    try:
-        # Set flag by flag, since a model may override `train()` to keep parts of it in eval mode.
-        for module, _ in flags:
-            module.training = False
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

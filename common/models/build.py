@@ -3,6 +3,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from common.errors import InputError
@@ -76,11 +77,16 @@ def freeze_all_but(model: nn.Module, head: str) -> None:
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in eval mode; then each module gets its own mode back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    """Inside the block the model is in eval mode and nothing is autocast; then each module gets
+    its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters(), torch.empty(0)).device
     try:
-        yield
+        # Set flag by flag, since a model may override `train()` to keep parts of it in eval mode.
+        for module in modes:
+            module.training = False
+        with torch.autocast(device.type, enabled=False):
+            yield
     finally:
-        for module, mode in modes:
+        for module, mode in modes.items():
             module.training = mode

@@ -1,38 +1,50 @@
 """Sizes of the feature maps, which explain two of the study's results."""
-from typing import Any
+from collections import defaultdict
+from contextlib import ExitStack
 
 import torch
-from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch import Tensor, nn
 
 from common.models.build import count_parameters, in_eval_mode
 
 
-def feature_trace(model: nn.Module, size: int) -> list[tuple[int, ...]]:
-    """(C, h, w) after every convolution and pool, in the order of their work.
+def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, int]]:
+    """Name -> (C, h, w) of every module that gives one 4-D output a forward pass, as they finish.
 
-    Args:
-        model: returned as it came, hooks and modes included.
-        size: height and width of the input in pixels.
+    These are the layers that Grad-CAM can look at. Left out: a module that runs more than once,
+    such as a shared activation, the pooling at the end, after which no place is left, and one that
+    only passes on or pads: padded maps lie shifted against the image.
+
+    Raises:
+        ValueError: a part of the model is compiled.
     """
-    shapes: list[tuple[int, ...]] = []
+    for name, module in model.named_modules():
+        # Hooks would be silently skipped.
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise ValueError(f"hooks need the eager model, but {name or 'it'} is compiled; "
+                             "load the checkpoint uncompiled")
+    weight = next(model.parameters(), torch.empty(0))
+    names = {module: name for name, module in model.named_modules()}
+    outputs = defaultdict(list)
 
-    def note(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-        # Nothing else changes the size of a map.
-        if isinstance(module, (nn.Conv2d, nn.MaxPool2d)):
-            shapes.append(tuple(output.shape[1:]))
+    def note(module: nn.Module, _inputs: tuple, output: object) -> None:
+        """Append the output's (C, h, w), or None for what is no 4-D tensor."""
+        is_map = isinstance(output, Tensor) and output.ndim == 4
+        outputs[names[module]].append(tuple(output.shape[1:]) if is_map else None)
 
-    image = next(model.parameters()).new_zeros(1, 3, size, size)
-    with register_module_forward_hook(note), in_eval_mode(model), torch.no_grad():
-        model(image)
-    return shapes
+    with in_eval_mode(model), torch.no_grad(), ExitStack() as hooks:
+        for module in names:
+            if not isinstance(module, (nn.AdaptiveAvgPool2d, nn.Identity, nn.ZeroPad2d)):
+                hooks.enter_context(module.register_forward_hook(note))
+        model(weight.new_zeros(1, 3, image_size, image_size))
+    return {name: shapes[0] for name, shapes in outputs.items() if len(shapes) == 1 and shapes[0]}
 
 
 def describe(model: nn.Module, size: int) -> list[str]:
     """What a run says of its network: parameters, sizes of its maps, and a warning."""
-    trace = feature_trace(model, size)
-    channels, height, _ = trace[-1]
-    sizes = dict.fromkeys([size, *(h for _, h, _ in trace)])  # each once: maps only shrink
+    maps = [*named_maps(model, size).values()]
+    channels, height, _ = maps[-1]
+    sizes = dict.fromkeys([size, *(h for _, h, _ in maps)])  # each once: maps only shrink
     lines = [
         f"{type(model).__name__}: {count_parameters(model):,} parameters",
         f"feature maps: {' → '.join(map(str, sizes))} px ({channels:,} channels at the end)",

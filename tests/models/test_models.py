@@ -8,7 +8,7 @@ from torch import nn
 from common.errors import InputError
 from common.models.build import SMALLEST_INPUT, build, count_parameters, in_eval_mode
 from common.models.efficientnet import PADDING_IMAGE_SIZE, efficientnet_b2
-from common.models.trace import describe, feature_trace
+from common.models.trace import describe, named_maps
 
 
 @pytest.mark.parametrize("name, arguments, expected", [
@@ -78,7 +78,8 @@ def test_sizes_of_the_feature_maps_and_the_warning(name, stem, size, path, chann
 
 
 def test_the_last_map_of_the_trace_is_what_the_head_sees():
-    assert feature_trace(build("improved_cnn", input_size=40), 40)[-1] == (128, 5, 5)
+    maps = named_maps(build("improved_cnn", input_size=40), 40)
+    assert [*maps.values()][-1] == (128, 5, 5)
 
 
 def b2_pair(image_size=PADDING_IMAGE_SIZE):
