@@ -29,12 +29,13 @@ class Calibration(NamedTuple):
 
 
 class Interval(NamedTuple):
-    """Mean, sample standard deviation (n - 1) and the ends of a confidence interval of the mean."""
+    """Mean, sample standard deviation (n - 1) and the ends of a confidence interval of the mean;
+    None for what so few values cannot tell."""
 
-    mean: float
-    std: float
-    low: float
-    high: float
+    mean: float | None = None
+    std: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 def wilson_interval(correct: int, total: int) -> tuple[float, float]:
@@ -110,12 +111,12 @@ def t_quantile(level: float, df: int) -> float:
 def t_interval(values: Sequence[float] | Tensor) -> Interval:
     """Mean and 95 % Student-t interval of independent repeats, such as one figure per seed.
 
-    One value has no spread: its `std` is nan and its interval is unbounded.
+    One value has no spread, none has no mean either.
     """
     array = np.asarray(values, float)
-    n, mean = len(array), float(array.mean())
+    n = len(array)
     if n < 2:
-        return Interval(mean, math.nan, -math.inf, math.inf)
-    std = float(array.std(ddof=1))
+        return Interval(*array.tolist())
+    mean, std = float(array.mean()), float(array.std(ddof=1))
     half = t_quantile(0.95, n - 1) * std / math.sqrt(n)
     return Interval(mean, std, mean - half, mean + half)

@@ -1,6 +1,5 @@
 """What a checkpoint's logits say, as plain numbers: the content of analysis.json."""
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from operator import itemgetter
@@ -83,9 +82,8 @@ def _calibration(logits: Tensor, hits: Tensor) -> Json:
 
 def interval(values: Tensor) -> Json:
     """Mean of (n,) values with its 95 % Student-t interval; None where n is too small to tell."""
-    mean, _, low, high = t_interval(values) if len(values) else [math.nan] * 4
-    known = [end if math.isfinite(end) else None for end in (mean, low, high)]
-    return dict(zip(("mean", "low", "high"), known), n=len(values))
+    mean, _, low, high = t_interval(values)
+    return {"mean": mean, "low": low, "high": high, "n": len(values)}
 
 
 def predictions(logits: Tensor, split: Split, classes: Sequence[str]) -> list[Json]:

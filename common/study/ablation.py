@@ -131,19 +131,12 @@ def _row(arm: str, control: str, results: Json) -> Json:
         "arm": arm,
         "n": len(runs),
         "top1_by_seed": top1,
-        **_interval([*top1.values()], "top1", "std", "low", "high"),
-        **_interval(deltas, "delta", "delta_std", "delta_low", "delta_high"),
+        **dict(zip(("top1", "std", "low", "high"), t_interval([*top1.values()]))),
+        **dict(zip(("delta", "delta_std", "delta_low", "delta_high"), t_interval(deltas))),
         "only_right": _only_right(base[pairs[0]], runs[pairs[0]]) if len(pairs) == 1 else None,
         "parameters": first["parameters"],
         **(read_json(cost) if cost.is_file() else {}),
     }
-
-
-def _interval(values: Sequence[float], *names: str) -> Json:
-    """Mean, standard deviation and the interval's ends under `names`; None for what too few
-    values cannot give."""
-    found = zip(names, t_interval(values or [math.nan]))
-    return {name: value if math.isfinite(value) else None for name, value in found}
 
 
 def _only_right(*runs: Json) -> list[int] | None:
