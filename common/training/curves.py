@@ -52,9 +52,8 @@ def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], pa
     some = np.round(images[:MAX_TILES].clip(0, 1) * 255).astype(np.uint8)
     columns = min(len(some), 8)
     # White tiles complete the last row.
-    lacking = -len(some) % columns
-    tiles = np.pad(some, [(0, lacking)] + 3 * [(0, 0)], constant_values=255)
-    tiles = tiles.reshape(-1, columns, *images.shape[1:])
+    whole = np.pad(some, [(0, -len(some) % columns)] + 3 * [(0, 0)], constant_values=255)
+    tiles = whole.reshape(-1, columns, *images.shape[1:])
     with mosaic(path, title, tiles, tile_px=128, below=0.2) as axes:
         for (row, column), label in zip(np.ndindex(tiles.shape[:2]), labels):
             # About as wide as a tile at this size.
@@ -98,10 +97,8 @@ def curves(history: Sequence[Json], path: Path, title: str) -> None:
             # Each stage has a line of its own.
             for start, end in itertools.pairwise([*starts, len(history)]):
                 axes.plot(epochs[start:end], lr[start:end], color=MUTED, **dots)
-            axes.set_xlabel("epoch")
-            axes.set_ylabel("lr", fontsize=8)
-            axes.set_ylim(bottom=0)
-            axes.locator_params("x", nbins=8, integer=True, min_n_ticks=1)
+            axes.set(xlabel="epoch", ylabel="lr", ylim=(0, None))
+            axes.locator_params("x", integer=True, min_n_ticks=1)
         for axes in panels.flat:
             for i in starts[1:]:
                 axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--", linewidth=1,

@@ -103,19 +103,20 @@ def _phases(history: Sequence[Json]) -> dict[str, Phase]:
     rise = smooth.max() - smooth[0]
     if rise >= MIN_PROGRESS:
         end = (smooth >= smooth[0] + FAST_SHARE * rise).argmax()
-        said = f"val accuracy {percent(val_top1[0])} to {percent(val_top1[end])}"
-        phases["fast learning"] = epochs[0], epochs[end], said
+        phases["fast learning"] = epochs[0], epochs[end], (
+            f"val accuracy {percent(val_top1[0])} to {percent(val_top1[end])}")
     # Divergence begins after the last epoch with a narrow gap.
     opens = np.flatnonzero(_smooth(gap) <= OPEN_GAP).max(initial=-1) + 1
     if opens <= turn:
-        said = (f"the train-val gap is {_points(gap[opens])} where it opens and "
-                f"{_points(gap[turn])} at the end")
-        phases["divergence"] = epochs[opens], epochs[turn], said
+        phases["divergence"] = epochs[opens], epochs[turn], (
+            f"the train-val gap is {_points(gap[opens])} where it opens and {_points(gap[turn])} "
+            "at the end")
     if turn < last:
-        said = (f"val loss turns at epoch {epochs[turn]} and rises from "
-                f"{number(val_loss[turn])} to {number(val_loss[last])} while train loss falls from "
-                f"{number(train_loss[turn])} to {number(train_loss[last])}")
-        phases["overfitting"] = epochs[turn + 1], epochs[last], said
+        val, train = (
+            f"from {number(loss[turn])} to {number(loss[last])}" for loss in (val_loss, train_loss))
+        phases["overfitting"] = epochs[turn + 1], epochs[last], (
+            f"val loss turns at epoch {epochs[turn]} and rises {val} "
+            f"while train loss falls {train}")
     return phases
 
 

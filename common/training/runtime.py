@@ -147,10 +147,10 @@ def _cpu_name() -> str:
 
 def _git_commit() -> str | None:
     """Short hash of the project's commit, with `+` if files differ from it; None outside of git."""
-    words = ["describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
+    words = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
     try:
-        done = subprocess.run(["git", "-C", str(Path(__file__).parent), *words], timeout=5,
-                              capture_output=True, text=True)
+        done = subprocess.run(words, cwd=Path(__file__).parent, timeout=5, capture_output=True,
+                              text=True)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
