@@ -1,67 +1,47 @@
-"""The first ten minutes on a GPU: all that only one can answer, part by part.
+"""The first ten minutes on a GPU: all that only one can answer, command by command.
 
     python -m common.study.bench --first-look 2>&1 | tee first-look.txt
 
-Each part is a process of its own under a time limit, so that one that hangs or dies takes
-no other with it.
+Each command is a process of its own under a time limit, so that one that hangs or dies takes no
+other with it.
 """
+import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-# A graph of a thousand one-element additions, and a gibibyte to copy.
-GRAPH = """import torch
-x, graph = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()
-with torch.cuda.graph(graph):
-    [x.add_(1) for _ in range(1000)]"""
-SOURCE = "import torch; source = torch.empty(2**30, dtype=torch.uint8, device='cuda')"
+# Seconds that a command may take, and its words after `python`: a graph of a thousand one-element
+# additions, the copy of a gibibyte, the tests, captured steps in each precision, kernels of a step,
+# saving and finishing, compiling cold and warm.
+COMMANDS = """\
+60 -m timeit -s 'import torch; x, graph = torch.zeros(1, device="cuda"), torch.cuda.CUDAGraph()' \
+-s 'with torch.cuda.graph(graph): [x.add_(1) for _ in range(1000)]' \
+'graph.replay(); torch.cuda.synchronize()'
+60 -m timeit -s 'import torch; source = torch.empty(2**30, dtype=torch.uint8, device="cuda")' \
+'source.clone(); torch.cuda.synchronize()'
+180 -m pytest -q -m cuda
+120 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp bf16
+120 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp fp16
+120 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp off
+90 {bench} --parts profile
+90 -m cProfile -s cumtime train_effnet.py --resize 2 --smoke --device cuda --out {runs}
+120 {bench} --models improved_cnn --quick --compile
+60 {bench} --models improved_cnn --quick --compile
+"""
 BENCH = "-m common.study.bench --device cuda --batch-sizes 125"
-STEPS = f"{BENCH} 500 --models simple_cnn efficientnet_b2 --quick --amp"
-COMPILED = f"{BENCH} --models improved_cnn --quick --compile"
-SMOKE = "train_effnet.py --resize 2 --smoke --device cuda --out {runs}"
 
 
-class Part(NamedTuple):
-    """A question, the command that answers it (after `python`), and the seconds it may take."""
-
-    name: str
-    command: Sequence[str]
-    limit: int
-
-
-PARTS = (
-    Part(
-        "1,000 launches",
-        ("-m", "timeit", "-s", GRAPH, "graph.replay(); torch.cuda.synchronize()"),
-        60,
-    ),
-    Part(
-        "copy of 1 GiB",
-        ("-m", "timeit", "-s", SOURCE, "source.clone(); torch.cuda.synchronize()"),
-        60,
-    ),
-    Part("tests that need a GPU", "-m pytest -q -m cuda".split(), 180),
-    *(Part(f"steps in {amp}", f"{STEPS} {amp}".split(), 120) for amp in ("bf16", "fp16", "off")),
-    Part("kernels of a step", f"{BENCH} --parts profile".split(), 90),
-    Part("saving, keeping, finishing", f"-m cProfile -s cumtime {SMOKE}".split(), 90),
-    Part("compiled, cold", COMPILED.split(), 120),
-    Part("compiled, warm", COMPILED.split(), 60),
-)
-
-
-def look(parts: Sequence[Part] = PARTS) -> None:
-    """Run every part; what it prints goes where ours goes, one that fails is named and passed
+def look(commands: str = COMMANDS) -> None:
+    """Run every command; what it prints goes where ours goes, one that fails is named and passed
     over."""
-    for part in parts:
-        print(f"\n== {part.name}, at most {part.limit} s", flush=True)
-        with TemporaryDirectory() as runs:  # of a run that is only timed
-            command = [sys.executable, *(word.format(runs=runs) for word in part.command)]
+    with TemporaryDirectory() as runs:
+        for line in commands.format(bench=BENCH, runs=runs).splitlines():
+            limit, *words = shlex.split(line)
+            print(f"\n== at most {limit} s: python {shlex.join(words)}", flush=True)
             try:
-                code = subprocess.call(command, cwd=ROOT, timeout=part.limit)
+                code = subprocess.call([sys.executable, *words], cwd=ROOT, timeout=int(limit))
                 print(f"failed: exit {code}" if code else "done", flush=True)
             except subprocess.TimeoutExpired:
-                print(f"failed: not done in {part.limit} s", flush=True)
+                print(f"failed: not done in {limit} s", flush=True)

@@ -15,7 +15,7 @@ from common.data.synthetic import CLASSES, draw
 from common.errors import InputError
 from common.models.build import build
 from common.study import bench, loops, rates
-from common.study.first_look import Part, look
+from common.study.first_look import look
 from common.training.step import TrainStep, epoch_order, make_optimizer
 
 CPU = torch.device("cpu")
@@ -90,13 +90,12 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
 
 
 def test_a_first_look_names_what_fails_and_goes_on(capfd):
-    parts = (
-        Part("good", ("-c", "print('seen')"), 60),
-        Part("bad", ("-c", "raise SystemExit(3)"), 60),
-        Part("slow", ("-c", "import time; print('begun', flush=True); time.sleep(60)"), 2),
-        Part("last", ("-c", "print('still here')"), 60),
-    )
-    look(parts)
+    look("""\
+60 -c "print('seen')"
+60 -c 'raise SystemExit(3)'
+2 -c "import time; print('begun', flush=True); time.sleep(60)"
+60 -c "print('still here')"
+""")
     _, good, bad, slow, last = capfd.readouterr().out.split("\n== ")
     assert good.splitlines()[1:] == ["seen", "done"]
     assert bad.splitlines()[1:] == ["failed: exit 3"]
