@@ -13,19 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.files import Json
+
 Z = 1.959963984540054  # standard deviations of a normal distribution's central 95 %
-
-
-class Calibration(NamedTuple):
-    """Expected calibration error and the table of a reliability diagram.
-
-    `count` (bins,) int64; `confidence` and `accuracy` (bins,) float64, means, 0 in an empty bin.
-    """
-
-    ece: float
-    count: Tensor
-    confidence: Tensor
-    accuracy: Tensor
 
 
 class Interval(NamedTuple):
@@ -68,7 +58,7 @@ def most_confused(confusion: Tensor, top: int = 10,
     return [(*divmod(cell, len(confusion)), count) for cell, count in ranked if count]
 
 
-def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Calibration:
+def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Json:
     """ECE over `bins` equal-width bins of the top probability, with the bin table (Guo et al. 2017,
     arXiv:1706.04599).
 
@@ -78,6 +68,9 @@ def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Calibration
     Args:
         confidence: (N,) float64, the predicted class's probability.
         hits: (N,) bool, whether it is the label.
+
+    Returns:
+        `ece`; for each bin `count`, and `confidence` and `accuracy`, means, 0 in an empty bin.
     """
     index = (confidence * bins).long().clamp(max=bins - 1)
     count = torch.bincount(index, minlength=bins)
@@ -85,7 +78,8 @@ def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Calibration
                    for values in (confidence, hits))
     ece = (sure - right).abs().sum().item() / len(hits)
     filled = count.clamp(min=1)
-    return Calibration(ece, count, sure / filled, right / filled)
+    return {"ece": ece, "count": count.tolist(), "confidence": (sure / filled).tolist(),
+            "accuracy": (right / filled).tolist()}
 
 
 def nll(logits: Tensor, labels: Tensor) -> float:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.metrics import (
-    Calibration, calibration, confusion_matrix, most_confused, nll, t_interval, t_quantile,
+    calibration, confusion_matrix, most_confused, nll, t_interval, t_quantile,
     wilson_interval)
 
 
@@ -15,7 +15,7 @@ def logits_of(*probs: list[float]) -> torch.Tensor:
     return torch.tensor(probs, dtype=torch.float64).log()
 
 
-def calibrate(logits: torch.Tensor, labels: torch.Tensor) -> Calibration:
+def calibrate(logits: torch.Tensor, labels: torch.Tensor) -> dict:
     """The table of logits and labels."""
     confidence, preds = logits.double().softmax(1).max(1)
     return calibration(confidence, preds == labels)
@@ -61,10 +61,11 @@ def test_properties_and_plain_loops(seed: int) -> None:
     for row, label, pred in zip(probs, labels.tolist(), preds.tolist()):
         gaps[min(14, int(max(row) * 15))] += max(row) - (pred == label)
         losses -= math.log(row[label])
-    assert table.ece == pytest.approx(sum(map(abs, gaps)) / len(labels), abs=1e-12)
+    assert table["ece"] == pytest.approx(sum(map(abs, gaps)) / len(labels), abs=1e-12)
     assert nll(logits, labels) == pytest.approx(losses / len(labels))
-    assert table.count.sum() == len(labels) and 0 <= table.ece <= 1
-    assert (table.count * table.accuracy).sum().item() == pytest.approx(right)
+    assert sum(table["count"]) == len(labels) and 0 <= table["ece"] <= 1
+    hits = sum(n * share for n, share in zip(table["count"], table["accuracy"]))
+    assert hits == pytest.approx(right)
 
 
 def test_calibration_by_hand() -> None:
@@ -72,16 +73,15 @@ def test_calibration_by_hand() -> None:
     logits = torch.cat([logits_of([0.62, 0.38], [0.38, 0.62], [0.9, 0.1]), certain])
     table = calibrate(logits, torch.tensor([0, 0, 0, 1]))
     # 0.62 twice, one right, in bin 9; 0.9 right in bin 13; exactly 1.0, wrong, in the last bin
-    assert table.ece == pytest.approx((2 * 0.12 + 0.1 + 1.0) / 4)
-    assert table.count.tolist() == [0] * 9 + [2, 0, 0, 0, 1, 1]
-    assert table.confidence[[9, 13, 14]].tolist() == pytest.approx([0.62, 0.9, 1.0])
-    assert table.accuracy[[9, 13, 14]].tolist() == [0.5, 1.0, 0.0]
-    assert table.accuracy.isfinite().all() and table.confidence.isfinite().all()
+    assert table["ece"] == pytest.approx((2 * 0.12 + 0.1 + 1.0) / 4)
+    assert table["count"] == [0] * 9 + [2, 0, 0, 0, 1, 1]
+    assert table["confidence"] == pytest.approx([0] * 9 + [0.62, 0, 0, 0, 0.9, 1.0])
+    assert table["accuracy"] == pytest.approx([0] * 9 + [0.5, 0, 0, 0, 1.0, 0.0])
 
 
 def test_a_confidence_on_an_edge_belongs_to_the_bin_above() -> None:
     table = calibration(torch.full((3,), 0.5), torch.ones(3, dtype=torch.bool), bins=4)
-    assert table.count.tolist() == [0, 0, 3, 0]
+    assert table["count"] == [0, 0, 3, 0]
 
 
 def test_losses_by_hand() -> None:

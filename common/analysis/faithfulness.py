@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
@@ -94,7 +95,7 @@ def area(curves: Tensor) -> Tensor:
     return torch.trapezoid(curves, dx=1 / (curves.shape[-1] - 1))
 
 
-def deletion_insertion(model: nn.Module, images: Tensor, targets: Tensor, maps: Tensor,
+def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Tensor,
                        steps: int = STEPS) -> Tensor:
     """Deletion and insertion curves of `maps` (RISE, Petsiuk et al. 2018, arXiv:1806.07421).
 

@@ -10,7 +10,8 @@ and requires_grad flags, gradients and hooks.
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 
 from common.models.build import in_eval_mode
 from common.models.trace import named_maps
@@ -18,7 +19,7 @@ from common.models.trace import named_maps
 SMALLEST_MAP = 4  # cells a side; a 2x2 map says little more than left or right, up or down
 
 
-def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> Tensor:
+def grad_cam(model: Module, layer: str, images: Tensor, targets: Tensor) -> Tensor:
     """Heat maps of the evidence for `targets` (Grad-CAM, Selvaraju et al. 2017, arXiv:1610.02391).
 
     ReLU of the layer's channels, each weighted by the spatial mean of d logit / d activation;
@@ -43,7 +44,7 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
         raise ValueError(f"{layer!r} is no layer with one map; choose from {', '.join(legal)}")
     captured = []
 
-    def cut(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+    def cut(_module: Module, _inputs: tuple, output: Tensor) -> Tensor:
         """Make the output the root of the graph."""
         # A detached copy that asks for a gradient starts the graph here: nothing before the layer
         # is kept, and frozen weights do not matter.
@@ -73,7 +74,7 @@ def grad_cam(model: nn.Module, layer: str, images: Tensor, targets: Tensor) -> T
     return maps / peaks.clamp_min(torch.finfo(maps.dtype).tiny)  # a map of zeros stays zeros
 
 
-def default_layer(model: nn.Module, image_size: int) -> str:
+def default_layer(model: Module, image_size: int) -> str:
     """Name of the deepest layer whose map is at least 4x4, or else of the deepest.
 
     It lies in no module with a smaller map, so blocks are taken whole: EfficientNet-B2 at 64 px

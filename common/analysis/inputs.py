@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch.nn import Module
 
 from common.analysis.gradcam import default_layer, named_maps
 from common.config import Recipe, Runtime
@@ -22,7 +22,7 @@ class Subject:
 
     path: Path
     run: str  # name of the training run
-    model: nn.Module
+    model: Module
     card: Json
     recipe: Recipe
     classes: Names

@@ -81,7 +81,7 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
     found = []
     for path in paths:
         inside = sorted(glob(os.path.join(escape(path), "**"), recursive=True))
-        pictures = [name for name in inside if name.lower().endswith(tuple(SUFFIXES))]
+        pictures = [name for name in inside if name.lower().endswith(SUFFIXES)]
         found += pictures if os.path.isdir(path) else [path]
     return found
 

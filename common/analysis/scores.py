@@ -68,15 +68,11 @@ def _calibration(logits: Tensor, hits: Tensor) -> Json:
     bins = max(5, min(15, len(hits) // 40))
     confidence = logits.double().softmax(1).amax(1).cpu()
     hits = hits.cpu()
-    table = calibration(confidence, hits, bins)
     return {
-        "ece": table.ece,
+        **calibration(confidence, hits, bins),
         "bins": bins,
         "mean_confidence": confidence.mean().item(),
         "overconfidence": interval(confidence - hits.double()),
-        "count": table.count.tolist(),
-        "confidence": table.confidence.tolist(),
-        "accuracy": table.accuracy.tolist(),
     }
 
 

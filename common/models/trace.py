@@ -1,9 +1,9 @@
 """Sizes of the feature maps, which explain two of the study's results."""
 from collections import defaultdict
-from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from common.models.build import count_parameters, in_eval_mode
 
@@ -30,12 +30,10 @@ def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, i
     def note(module: nn.Module, _inputs: tuple, output: object) -> None:
         """Append the output's (C, h, w), or None for what is no 4-D tensor."""
         is_map = isinstance(output, Tensor) and output.ndim == 4
-        outputs[names[module]].append(tuple(output.shape[1:]) if is_map else None)
+        if not isinstance(module, (nn.AdaptiveAvgPool2d, nn.Identity, nn.ZeroPad2d)):
+            outputs[names[module]].append(tuple(output.shape[1:]) if is_map else None)
 
-    with in_eval_mode(model), torch.no_grad(), ExitStack() as hooks:
-        for module in names:
-            if not isinstance(module, (nn.AdaptiveAvgPool2d, nn.Identity, nn.ZeroPad2d)):
-                hooks.enter_context(module.register_forward_hook(note))
+    with in_eval_mode(model), torch.no_grad(), register_module_forward_hook(note):
         model(weight.new_zeros(1, 3, image_size, image_size))
     return {name: shapes[0] for name, shapes in outputs.items() if len(shapes) == 1 and shapes[0]}
 

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -128,7 +129,7 @@ def latency(name: str, forward: Callable[[], Any], samples: int, seconds: float)
 
 
 def measure(
-    model: nn.Module,
+    model: Module,
     input_size: Sequence[int],
     batch_size: int,
     device: torch.device,
@@ -147,15 +148,15 @@ def measure(
     if quick:
         batch_size = min(batch_size, 4)
     samples, seconds = (3, 0.1) if quick else (100, 3.0)
-    forward = torch.autocast(device.type, amp, enabled=amp is not None)(nn.Module.__call__)
+    forward = torch.autocast(device.type, amp, enabled=amp is not None)(Module.__call__)
     infer = torch.inference_mode()(forward)
 
-    def prepare(n: int, training: bool) -> tuple[nn.Module, Tensor]:
+    def prepare(n: int, training: bool) -> tuple[Module, Tensor]:
         twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
         images = torch.rand(n, *input_size).to(device, memory_format=torch.channels_last)
         return twin.requires_grad_().train(training), images
 
-    def train(twin: nn.Module, images: Tensor) -> None:
+    def train(twin: Module, images: Tensor) -> None:
         optimizer = torch.optim.AdamW(twin.parameters())
         labels = torch.zeros(len(images), dtype=torch.long, device=device)
         for _ in range(2):  # the first makes the optimiser's state, a part of every later peak

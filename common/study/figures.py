@@ -6,7 +6,6 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
-from matplotlib.ticker import MultipleLocator
 
 from common.files import Json
 from common.plots import VAL, new_figure
@@ -70,5 +69,4 @@ def study(found: Runs, path: Path) -> None:
         names = [textwrap.fill(row.title, 30) for row in lines]
         axes.set(yticks=places, yticklabels=names, ylim=(len(lines) - 0.4, -0.8), xmargin=0.1,
                  xlabel="test top-1 (%)")
-        axes.xaxis.set_major_locator(MultipleLocator(5))
         axes.legend(loc="lower left")

@@ -15,32 +15,11 @@ from pathlib import Path
 
 from common.config import Parser
 from common.errors import InputError, run_script
-from common.files import write_text
+from common.files import read_json, write_text
 
 MARK, END = "<!-- results -->", "<!-- end of results -->"
 GUIDES = (Path("README.md"), Path("docs/README.zh.md"))
-CHINESE = {
-    "first study %": "首次研究 %",
-    "test top-1 %": "测试集 top-1 %",
-    "not measured": "未测量",
-    "With other settings": "其他设置",
-    "Results": "结果",
-    "Ablation": "消融实验",
-    "ImageNet weights of EfficientNet-Lite2, transplanted": "EfficientNet-Lite2 的 ImageNet 权重（移植）",
-    "published ImageNet weights": "官方 ImageNet 权重",
-    "random weights": "随机权重",
-    "weights of an own run": "自训练权重",
-    "| run ": "| 运行 ",
-    "| weights ": "| 初始权重 ",
-    "val %": "验证集 %",
-    " epochs |": " 轮数 |",
-    "training |": "训练 |",
-    "wall-clock |": "总时间 |",
-    "images/s": "图像/秒",
-    "| hardware": "| 硬件",
-    "| arm ": "| 组 ",
-    "parameters |": "参数量 |",
-}
+CHINESE = Path(__file__).with_name("chinese.json")  # words of the tables in the Chinese guide
 
 
 def fill(page: Path, target: Path) -> None:
@@ -59,7 +38,7 @@ def fill(page: Path, target: Path) -> None:
         )
     parts, words = readme(target), {}
     if ".zh" in page.name:
-        words = CHINESE
+        words = read_json(CHINESE)
         del parts["Findings"]
     text = "\n".join(map("**{}**\n\n{}".format, parts.keys(), parts.values()))
     for english, other in words.items():

@@ -26,7 +26,7 @@ def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: 
     Args:
         images: (N, 3, H, W) uint8; a class shows its first ten.
         labels: (N,) integers that index `classes`.
-        path: the figure's file; its ending gives the format.
+        path: the figure's PNG file.
     """
     shown = classes[:MAX_CLASSES]
     columns = min(10, np.bincount(labels).max())
@@ -47,7 +47,7 @@ def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], pa
     Args:
         images: (N, 3, H, W) float in [0, 1], normalisation undone; clipped to that range.
         labels: (N,) integers that index `classes`.
-        path: the figure's file; its ending gives the format.
+        path: the figure's PNG file.
     """
     some = np.round(images[:MAX_TILES].clip(0, 1) * 255).astype(np.uint8)
     columns = min(len(some), 8)
@@ -68,7 +68,7 @@ def curves(history: Sequence[Json], path: Path, title: str) -> None:
     Args:
         history: rows with stage, epoch (1-based across stages), train_loss, train_top1, val_loss,
             val_top1 (top-1 as fractions) and lr.
-        path: the figure's file; its ending gives the format.
+        path: the figure's PNG file.
     """
     epochs, train_loss, val_loss, train_top1, val_top1, lr = (
         np.array([row[key] for row in history]) for key in NUMBERS)

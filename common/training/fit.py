@@ -8,7 +8,8 @@ from time import perf_counter
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, dtype, nn
+from torch import Tensor, dtype
+from torch.nn import Module
 from tqdm import tqdm
 
 from common.config import Recipe, Stage
@@ -33,7 +34,7 @@ EPOCH_LINE = ("{title} | Train Loss: {train_loss:.4f} Acc: {train_top1:.2%} | "
               "LR {lr:.1e} | {seconds:.1f}s {images_per_s:,.0f} img/s")
 
 
-def predict(model: nn.Module, images: Tensor, prepare: Preprocess, batch_size: int = EVAL_BATCH,
+def predict(model: Module, images: Tensor, prepare: Preprocess, batch_size: int = EVAL_BATCH,
             amp: dtype | None = None, progress: Callable[[int], None] = lambda done: None,
             forward: Forward | None = None) -> Tensor:
     """Logits (N, K) float32 of (N, 3, H, W) uint8 images, on their device, in eval mode.
@@ -51,7 +52,7 @@ def predict(model: nn.Module, images: Tensor, prepare: Preprocess, batch_size: i
     return torch.cat(logits)
 
 
-def evaluate(model: nn.Module, split: Split, prepare: Preprocess, amp: dtype | None = None,
+def evaluate(model: Module, split: Split, prepare: Preprocess, amp: dtype | None = None,
              forward: Forward | None = None) -> tuple[float, float]:
     """(mean cross-entropy, top-1 fraction) on a split; no augmentation, smoothing or weights."""
     logits = predict(model, split.images, prepare, amp=amp, forward=forward)
@@ -97,7 +98,7 @@ def train_one_epoch(step: TrainStep, seed: int, lrs: list[float], check: Callabl
     return float(losses.mean()), step.top1()
 
 
-def fit(model: nn.Module, splits: Splits, stage: Stage, recipe: Recipe, prepare: Preprocess,
+def fit(model: Module, splits: Splits, stage: Stage, recipe: Recipe, prepare: Preprocess,
         run: Run, *, amp: dtype | None = None, total_epochs: int | None = None) -> None:
     """Train the unfrozen parameters for one stage; the run's history and checkpoints tell of it.
 
@@ -158,7 +159,7 @@ def _gave_up(run: Run, stage: Stage) -> bool:
     return bool(values) and 0 < stage.patience < len(values) - values.index(max(values))
 
 
-def _make_step(model: nn.Module, splits: Splits, recipe: Recipe, prepare: Preprocess,
+def _make_step(model: Module, splits: Splits, recipe: Recipe, prepare: Preprocess,
                amp: dtype | None, optimizer_state: Json) -> TrainStep:
     """The stage's step; its optimiser goes on from `optimizer_state` unless that is empty."""
     train = splits.train
@@ -174,7 +175,7 @@ def _make_step(model: nn.Module, splits: Splits, recipe: Recipe, prepare: Prepro
                      weights)
 
 
-def _refuse_single_values(model: nn.Module, image: Tensor) -> None:
+def _refuse_single_values(model: Module, image: Tensor) -> None:
     """Raise InputError if BatchNorm cannot train on one image, in this stage or a later one."""
     # A copy, since a forward pass in training mode moves the statistics.
     twin = copy.deepcopy(model).train()

@@ -13,7 +13,8 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Generator, Tensor, dtype, nn
+from torch import Generator, Tensor, dtype
+from torch.nn import Module
 
 from common.data.augment import Preprocess
 from common.errors import reason
@@ -25,7 +26,7 @@ Work = Callable[[], object]
 Forward = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 → logits (N, K) float32
 
 
-def compile_model(model: nn.Module) -> None:
+def compile_model(model: Module) -> None:
     """Have torch.compile work on the model's calls; what it cannot take runs eagerly."""
     torch._dynamo.config.suppress_errors = True
     # One process compiles every arm of an ablation, each in train and eval mode.
@@ -127,7 +128,7 @@ def first_reason(error: BaseException) -> str:
     return reason(error)
 
 
-def eager_forward(model: nn.Module, prepare: Preprocess, amp: dtype | None) -> Forward:
+def eager_forward(model: Module, prepare: Preprocess, amp: dtype | None) -> Forward:
     """The eval-time pass from uint8 images to logits, for a model in eval mode."""
     def forward(images: Tensor) -> Tensor:
         device, mixed = images.device.type, amp is not None
@@ -136,7 +137,7 @@ def eager_forward(model: nn.Module, prepare: Preprocess, amp: dtype | None) -> F
     return forward
 
 
-def captured_forward(model: nn.Module, prepare: Preprocess, amp: dtype | None,
+def captured_forward(model: Module, prepare: Preprocess, amp: dtype | None,
                      example: Tensor) -> Forward:
     """`eager_forward` as a graph for batches as large as `example`; the model is put in eval mode.
 

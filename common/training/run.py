@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_map_only
 
@@ -54,13 +55,13 @@ class Run:
     @property
     def best(self) -> Json | None:
         """The history's best row; None before any."""
-        return best_row(self.history) if self.history else None
+        return best_row(self.history)
 
     def val_top1(self, stage: str) -> list[float]:
         """Val top-1 after each whole epoch of `stage`."""
         return [row["val_top1"] for row in self.history if row["stage"] == stage]
 
-    def keep(self, model: nn.Module, optimizer: Optimizer, row: Json | None = None) -> None:
+    def keep(self, model: Module, optimizer: Optimizer, row: Json | None = None) -> None:
         """Copy the state after a whole epoch, on its device, to be written whenever the run stops;
         `row` is the epoch's line of the history."""
         # References to living tensors, which the next step changes: hence the copy. copy.deepcopy
@@ -106,7 +107,7 @@ class Run:
         with torch.no_grad():
             return {"inputs": inputs, "logits": twin.eval()(inputs)}
 
-    def restore(self, model: nn.Module) -> None:
+    def restore(self, model: Module) -> None:
         """Load last.pt into the model and the history; the optimiser's state waits for `fit`."""
         path = self.folder / "last.pt"
         last = read_checkpoint(path, ("weights", "training"))
@@ -123,10 +124,10 @@ class Run:
                              "restore it, or choose a new --name") from None
 
 
-def best_row(history: Iterable[Json]) -> Json:
-    """The row with the highest val top-1; among equals, which small sets have many of, the one
-    with the lowest val loss."""
-    return max(history, key=lambda row: (row["val_top1"], -row["val_loss"]))
+def best_row(history: Iterable[Json]) -> Json | None:
+    """The row with the highest val top-1, None without any; among equals, which small sets have
+    many of, the one with the lowest val loss."""
+    return max(history, key=lambda row: (row["val_top1"], -row["val_loss"]), default=None)
 
 
 def card(arch: Json, splits: Splits, recipe: Recipe, mean: tuple[float, ...],
@@ -220,7 +221,7 @@ def _check_same(folder: Path, recipe: Json, data: dict[str, str]) -> None:
                          f"({'; '.join(changes)}): restore it, or choose a new --name")
 
 
-def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, Json]:
+def load_model(path: Path, device: torch.device | str = "cpu") -> tuple[Module, Json]:
     """(model in eval mode, checkpoint) of one of the project's checkpoints, its probe checked.
 
     Raises:

@@ -8,7 +8,8 @@ from time import perf_counter
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, cuda, nn
+from torch import Tensor, cuda
+from torch.nn import Module
 
 from common.config import PROCESS_START, Recipe, Runtime, Stage
 from common.data.augment import Augmentation, Preprocess
@@ -55,7 +56,7 @@ class Session:
     script: str
     recipe: Recipe
     runtime: Runtime
-    model: nn.Module
+    model: Module
     splits: Splits
     prepare: Preprocess
     run: Run
@@ -149,7 +150,7 @@ def finish(session: Session, publish: bool = True) -> Json:
         whole run's.
     """
     run, splits, model = session.run, session.splits, session.model
-    folder, history, versions = run.folder, run.history, run.card["versions"]
+    folder, history = run.folder, run.history
     best, last = run.best, history[-1]
     model.load_state_dict(run.best_weights)
     # The epochs' train accuracy is of weights that still moved, on augmented images; this is not.
@@ -172,7 +173,7 @@ def finish(session: Session, publish: bool = True) -> Json:
         "parameters": count_parameters(model),
         "peak_memory_bytes": cuda.max_memory_allocated() or None,  # of a GPU
         "verdict": told.verdict, "diagnosis": told.words,
-        "versions": versions, "precision": versions["precision"],
+        "versions": run.card["versions"],
     }
     write_json(folder / "result.json", result)  # its presence says that the run is finished
     _say_result(result)
@@ -208,7 +209,7 @@ def _say_data(splits: Splits) -> None:
         print(f"note: {note}")
 
 
-def _new_model(recipe: Recipe, runtime: Runtime, splits: Splits) -> tuple[Json, nn.Module, str]:
+def _new_model(recipe: Recipe, runtime: Runtime, splits: Splits) -> tuple[Json, Module, str]:
     """(arguments of `build`, the network on the CPU, what its weights are); says all three."""
     size = splits.image_size * recipe.resize
     arch = architecture(recipe.model, num_classes=len(splits.classes), input_size=size,
@@ -250,7 +251,7 @@ def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, seed: int) 
                     folder / "augmented_batch.png", f"Augmented images ({source})")
 
 
-def _fit_statistics(model: nn.Module, images: Tensor, prepare: Preprocess) -> None:
+def _fit_statistics(model: Module, images: Tensor, prepare: Preprocess) -> None:
     """Take transplanted weights' BatchNorm statistics anew, which are of other inputs and of other
     activations than this network's."""
     order = epoch_order(len(images), len(images), seed=0)[0, :CALIBRATION]
