@@ -148,6 +148,7 @@ def measure(
     if quick:
         batch_size = min(batch_size, 4)
     samples, seconds = (3, 0.1) if quick else (100, 3.0)
+    # Both are decorators, too: every call of the network happens inside of them.
     forward = torch.autocast(device.type, amp, enabled=amp is not None)(Module.__call__)
     infer = torch.inference_mode()(forward)
 
