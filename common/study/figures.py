@@ -13,10 +13,10 @@ from common.study.found import Runs, of_row
 from common.study.rows import ROWS
 
 NOTE = (
-    "Dots: means over seeds, each a dash, of runs with all training images. "
-    "The first study was made by hand,\n"
-    "and this one repeats it; its diamonds of SimpleCNN and SE-ResNet18 are val accuracies, "
-    "the only ones it gave."
+    "Dots: means over seeds, each a dash, of runs with all training images; where a row's own "
+    "length was not run,\nof the nearest one, which the table names. Diamonds: the study made by "
+    "hand that this one repeats;\nthose of SimpleCNN and SE-ResNet18 are val accuracies, the only "
+    "ones it gave."
 )
 
 
