@@ -329,7 +329,7 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Values],
     return settle(given, recipes[pick(given, given.recipe)], smoke)
 
 
-def difference(old: Values, new: Values) -> list[str]:
+def difference(old: dict, new: dict) -> list[str]:
     """One `name: old -> new` for every key whose value differs."""
     return [f"{key}: {old.get(key)} -> {new.get(key)}"
-            for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+            for key in sorted(old | new) if old.get(key) != new.get(key)]

@@ -51,12 +51,11 @@ def confusion(result: Json, folder: Path) -> None:
     """
     counts = np.array(result["confusion"])
     classes = result["classes"]
-    share = counts / counts.sum(1, keepdims=True).clip(1)
     errors = counts.sum(0) + counts.sum(1) - 2 * counts.diagonal()
     shown = np.sort(np.argsort(-errors, kind="stable")[:MAX_CLASSES])
     cells = np.ix_(shown, shown)
+    share = (counts / counts.sum(1, keepdims=True).clip(1))[cells]
     counts = counts[cells]
-    share = share[cells]
     k = len(shown)
     names = [short(classes[i]) for i in shown]
     title = f"Confusion matrix, {k} of {len(classes):,} classes\n{result['title']}"

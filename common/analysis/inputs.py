@@ -6,13 +6,14 @@ from pathlib import Path
 import torch
 from torch.nn import Module
 
-from common.analysis.gradcam import default_layer, named_maps
+from common.analysis.gradcam import default_layer
 from common.config import Recipe, Runtime
 from common.data.augment import Augmentation, Preprocess
 from common.data.sources import CLASSES, load_splits
 from common.data.splits import Names, Split, Splits
 from common.errors import InputError
 from common.files import Json, read_json, write_json
+from common.models.trace import named_maps
 from common.training.run import load_model
 
 

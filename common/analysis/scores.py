@@ -77,9 +77,8 @@ def _calibration(logits: Tensor, hits: Tensor) -> Json:
 
 
 def interval(values: Tensor) -> Json:
-    """Mean of (n,) values with its 95 % Student-t interval; None where n is too small to tell."""
-    mean, _, low, high = t_interval(values)
-    return {"mean": mean, "low": low, "high": high, "n": len(values)}
+    """Mean of (n,) values, their std and 95 % interval, see `t_interval`; and n."""
+    return {**t_interval(values)._asdict(), "n": len(values)}
 
 
 def predictions(logits: Tensor, split: Split, classes: Sequence[str]) -> list[Json]:

@@ -43,6 +43,9 @@ def main() -> None:
         help="default: 125, and on a GPU 500 and 1000 too")
     add_flags(parser, Runtime(), ("device", "amp"))
     given = parser.parse_args()
+    asked = [name for name, value in vars(given).items() if value != parser.get_default(name)]
+    if given.first_look and asked != ["first_look"]:
+        raise InputError("--first-look has commands of its own: give it alone")
     # After the command line has been read: torch takes seconds to import.
     import torch
 

@@ -40,7 +40,7 @@ def ablation(rows: Sequence[Json], path: Path, title: str) -> None:
             value, low, high = 100 * shares
             reach = np.nan_to_num([value - low, high - value])
             bars = axes.barh(names, value, 0.6, color=VAL, xerr=reach)
-            axes.bar_label(bars, fmt=form, padding=4, fontsize=8)
+            axes.bar_label(bars, fmt=form, padding=4)
             axes.axvline(0, color="black", lw=0.8)
             axes.set(xlabel=label, xmargin=0.2)
         axes.invert_yaxis()

@@ -42,6 +42,6 @@ def look(commands: str = COMMANDS) -> None:
             print(f"\n== at most {limit} s: python {shlex.join(words)}", flush=True)
             try:
                 code = subprocess.call([sys.executable, *words], cwd=ROOT, timeout=int(limit))
-                print(f"failed: exit {code}" if code else "done", flush=True)
+                print("failed: exit" if code else "done: exit", code)
             except subprocess.TimeoutExpired:
-                print(f"failed: not done in {limit} s", flush=True)
+                print(f"failed: not done in {limit} s")

@@ -101,6 +101,6 @@ def curves(history: Sequence[Json], path: Path, title: str) -> None:
             axes.locator_params("x", integer=True, min_n_ticks=1)
         for axes in panels.flat:
             for i in starts[1:]:
-                axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--", linewidth=1,
+                axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--",
                              label=f"stage {short(stages[i])} begins")
         accuracy.legend()

@@ -99,7 +99,7 @@ def train_one_epoch(step: TrainStep, seed: int, lrs: list[float], check: Callabl
 
 
 def fit(model: Module, splits: Splits, stage: Stage, recipe: Recipe, prepare: Preprocess,
-        run: Run, *, amp: dtype | None = None, total_epochs: int | None = None) -> None:
+        run: Run, *, amp: dtype | None = None, total_epochs: int = 0) -> None:
     """Train the unfrozen parameters for one stage; the run's history and checkpoints tell of it.
 
     Continues inside the stage if the run was resumed there, and returns at once if the stage is
@@ -108,7 +108,7 @@ def fit(model: Module, splits: Splits, stage: Stage, recipe: Recipe, prepare: Pr
     Args:
         splits: on the model's device.
         amp: precision of training and of val, None: fp32.
-        total_epochs: of all stages, for the epoch line.
+        total_epochs: of all stages, for the epoch line; 0: this stage is the last.
 
     Raises:
         InputError: settings with which the network cannot train; names the flag.

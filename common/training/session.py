@@ -22,6 +22,7 @@ from common.models.build import architecture, build, count_parameters
 from common.models.trace import describe
 from common.models.weights import (IMAGENET_MEAN, IMAGENET_STD, LITE2_ORIGIN, load_weights,
                                    retake_statistics)
+from common.plots import MAX_CLASSES
 from common.training.curves import MAX_TILES, augmented_batch, curves, sample_grid
 from common.training.diagnose import diagnose
 from common.training.fit import EVAL_BATCH, evaluate, fit, predict
@@ -37,7 +38,6 @@ CALIBRATION = 2000  # images, for the statistics of transplanted weights
 # In the order of Augmentation's fields.
 AUGMENTATIONS = ("crop ±{} px", "flip", "rotation ±{:g}°", "colour jitter {:g}",
                  "random erasing {:g}")
-SHOWN_CLASSES = 20
 RECIPE_LINE = ("recipe: {length}, {name}, lr {rate:.3g} {schedule}, batch {batch} ({steps} an "
                "epoch), label smoothing {label_smoothing:g}; augmentation: {augmentation}")
 RESULT_LINES = """\
@@ -64,7 +64,7 @@ class Session:
     started: float
     resumed: bool
 
-    def fit(self, stage: Stage, total_epochs: int | None = None) -> None:
+    def fit(self, stage: Stage, total_epochs: int = 0) -> None:
         """Train the unfrozen parameters for one stage; see `fit`."""
         try:
             fit(self.model, self.splits, stage, self.recipe, self.prepare, self.run, amp=self.amp,
@@ -198,13 +198,13 @@ def _say_data(splits: Splits) -> None:
     parts, kinds = (splits.train, splits.val, splits.test), len(splits.classes)
     print("data: {}; train {:,} / val {:,} / test {:,}, {size}×{size} px".format(
         splits.source, *map(len, parts), size=splits.image_size))
-    names = splits.classes[:SHOWN_CLASSES]
+    names = splits.classes[:MAX_CLASSES]
     width = max(map(len, names))
     columns = [torch.bincount(part.labels, minlength=kinds).tolist() for part in parts]
     for name, *images in zip(names, *columns):
         print("  {:<{}}  {:>5,} / {:>5,} / {:>5,}".format(name, width, *images))
-    if kinds > SHOWN_CLASSES:
-        print(f"  … and {count(kinds - SHOWN_CLASSES, 'more class', 'more classes')}")
+    if kinds > MAX_CLASSES:
+        print(f"  … and {count(kinds - MAX_CLASSES, 'more class', 'more classes')}")
     for note in splits.notes:
         print(f"note: {note}")
 

@@ -97,10 +97,17 @@ def test_a_first_look_names_what_fails_and_goes_on(capfd):
 60 -c "print('still here')"
 """)
     _, good, bad, slow, last = capfd.readouterr().out.split("\n== ")
-    assert good.splitlines()[1:] == ["seen", "done"]
+    assert good.splitlines()[1:] == ["seen", "done: exit 0"]
     assert bad.splitlines()[1:] == ["failed: exit 3"]
     assert slow.splitlines()[1:] == ["begun", "failed: not done in 2 s"]
-    assert last.splitlines()[1:] == ["still here", "done"]
+    assert last.splitlines()[1:] == ["still here", "done: exit 0"]
+
+
+@pytest.mark.parametrize("flag", ["--quick", "--json=x", "--models=simple_cnn", "--amp=off"])
+def test_a_first_look_takes_no_other_flag(flag, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["bench", "--first-look", flag])
+    with pytest.raises(InputError, match="give it alone"):
+        bench.main()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU")
