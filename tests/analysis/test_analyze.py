@@ -334,7 +334,7 @@ def test_heat_below_is_the_share_of_the_lower_half() -> None:
     assert found["n"] == 2 and found["mean"] == pytest.approx(
         (0.75 + 1) / 2
     ), "a map without heat has no half"
-    assert heat_below(maps[:0]) == {"mean": None, "low": None, "high": None, "n": 0}
+    assert heat_below(maps[:0]) == {"mean": None, "std": None, "low": None, "high": None, "n": 0}
 
 
 def test_faithfulness_prefers_the_true_places_over_both_controls() -> None:
