@@ -45,8 +45,8 @@ COLUMNS = {
 }
 WHOLE = ("n", "train_memory_mb", "inference_memory_mb", "batch_n", "parameters")
 ABOUT = (
-    "{source}; the control starts from {weights}; {versions[hardware]}, torch {versions[torch]}, "
-    "commit {versions[git_commit]}.\n\n"
+    "{source}; the control starts from {weights}; {recipe[head_epochs]} + {recipe[epochs]} epochs; "
+    "{versions[hardware]}, torch {versions[torch]}, commit {versions[git_commit]}.\n\n"
 )
 METHOD = (
     "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a "
@@ -180,13 +180,12 @@ def _effect(row: Json) -> str:
     if pair is None:
         return f"{points}, a single seed, so no effect is claimed"
     p = mcnemar_exact(*pair)
-    odds = f"p = {p:.3f}".replace("= 0.000", "< 0.001")
     verdict = "beyond chance" if p < 0.05 else "no more than by chance"
     return (
         f"{points}; on the test images this pair of networks differs {verdict} "
         f"({count(pair[0], 'image')} only the control gets right, {pair[1]:,} only this network; "
-        f"McNemar's exact test, {odds}), but a single seed cannot tell what the recipe does"
-    )
+        f"McNemar's exact test, p = {p:.3f}), but a single seed cannot tell what the recipe does"
+    ).replace("= 0.000", "< 0.001")
 
 
 def learned(table: Json) -> bool:
@@ -226,13 +225,16 @@ def markdown(table: Json) -> str:
 def write(table: Json, study: Path) -> None:
     """ablation.json, .csv and .md in the study's folder, and .png where an arm has learned
     something."""
-    rows, text = table["rows"], markdown(table)
-    write_json(study / "ablation.json", {**table, "conclusions": conclusions(table)})
-    write_csv(study / "ablation.csv", [*COLUMNS], map(itemgetter(*COLUMNS), rows))
+    write_json(
+        study / "ablation.json",
+        {**table, "about": ABOUT.format(**table), "conclusions": conclusions(table)},
+    )
+    write_csv(study / "ablation.csv", [*COLUMNS], map(itemgetter(*COLUMNS), table["rows"]))
+    text = markdown(table)
     if learned(table):
         text += "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
         title = f"What each arm costs: ablation {study.name} ({table['source']})"
-        figures.ablation(rows, study / "ablation.png", title)
+        figures.ablation(table["rows"], study / "ablation.png", title)
     write_text(study / "ablation.md", text)
 
 

@@ -180,14 +180,17 @@ def whole_ablation(target: Path) -> Json:
         for path in sorted(target.glob("ablation/*/ablation.json"))
     ]
     whole = [one for one in tables if not one["gaps"] and not one["recipe"]["train_limit"]]
-    none = {"rows": [], "conclusions": []}
-    return max(whole, key=lambda one: len(one["seeds"]), default=none)
+    return max(
+        whole, key=lambda one: len(one["seeds"]), default={"rows": [], "conclusions": []}
+    )
 
 
 def best_analysis(target: Path) -> Json | None:
     """The published analysis, of all test images, of the checkpoint with the best val accuracy."""
-    keys = ("split", "request", "checkpoint")
-    found = [read_json(path, keys) for path in sorted(target.glob("analyze/*/analysis.json"))]
+    found = [
+        read_json(path, ("split", "request", "checkpoint"))
+        for path in sorted(target.glob("analyze/*/analysis.json"))
+    ]
     whole = [one for one in found if one["split"] == "test" and one["request"]["limit"] is None]
     return max(whole, key=lambda one: one["checkpoint"]["metrics"]["val_top1"], default=None)
 
@@ -206,10 +209,11 @@ def said(target: Path) -> list[str]:
 def readme(target: Path) -> dict[str, str]:
     """Caption → tables and findings that README.md shows."""
     asked, other = results(find(target), SHORT)
+    arms = whole_ablation(target)
     return {
         "Results": asked,
         "With other settings": other,
-        "Ablation": markdown(ablation.grid(whole_ablation(target))),
+        "Ablation": arms.get("about", "") + markdown(ablation.grid(arms)),
         "Findings": bullets(said(target)),
     }
 

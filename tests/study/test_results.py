@@ -209,6 +209,7 @@ def write_ablation(
         "recipe": asdict(replace(B2, **changed)), "seeds": seeds,
         "gaps": dict.fromkeys(gaps, "missing"),
         "rows": [{"arm": "Control", "top1": top1}], "conclusions": [f"{name} was said."],
+        "about": f"From {name}'s weights.\n\n",
     }  # fmt: skip
     (folder / "ablation.json").write_text(json.dumps(table))
     (folder / "ablation.md").write_text("words\n\n![arms](ablation.png)\n")
@@ -220,9 +221,9 @@ def test_the_ablation_shown_is_the_whole_one_with_most_seeds(tmp_path):
     assert pages.readme(tmp_path)["Ablation"] == "not measured\n"
     write_ablation(tmp_path, "one", [0], 0.90)
     write_ablation(tmp_path, "two", [0, 1], 0.95)
-    assert "95.00" in pages.readme(tmp_path)["Ablation"] and pages.said(tmp_path) == [
-        "two was said."
-    ]
+    shown = pages.readme(tmp_path)["Ablation"]
+    assert shown.startswith("From two's weights.\n\n|") and "95.00" in shown
+    assert pages.said(tmp_path) == ["two was said."]
     assert "(ablation/one/ablation.png)" in pages.overview(tmp_path)
 
 
