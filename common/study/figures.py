@@ -11,6 +11,7 @@ from common.files import Json
 from common.plots import VAL, new_figure
 from common.study.found import Runs, of_row
 from common.study.rows import ROWS
+from common.words import number
 
 NOTE = (
     "Dots: means over seeds, each a dash, of runs with all training images; where a row's own "
@@ -27,22 +28,22 @@ def ablation(rows: Sequence[Json], path: Path, title: str) -> None:
         rows: with arm, top1, low, high, delta, delta_low, delta_high; fractions or None.
     """
     panels = {
-        "test top-1 (%)": ("top1", "low", "high", "%.2f"),
-        "difference to the control (points)": ("delta", "delta_low", "delta_high", "%+.2f"),
+        "test top-1 (%)": ("top1", "low", "high"),
+        "difference to the control (points)": ("delta", "delta_low", "delta_high"),
     }
     names = [row["arm"].removeprefix("EfficientNetB2_") for row in rows]
     note = "Whiskers: 95 % Student-t intervals over seeds; a single seed has none."
     with new_figure(path, title, (9, 0.9 + 0.45 * len(rows)), note) as figure:
         both = figure.subplots(1, 2, sharey=True)
-        for axes, (label, (*keys, form)) in zip(both, panels.items()):
+        for axes, (label, keys) in zip(both, panels.items()):
             # None, of what is unknown, becomes nan.
-            shares = np.array([[row[key] for row in rows] for key in keys], float)
-            value, low, high = 100 * shares
+            value, low, high = 100 * np.array([[row[key] for row in rows] for key in keys], float)
             reach = np.nan_to_num([value - low, high - value])
             bars = axes.barh(names, value, 0.6, color=VAL, xerr=reach)
-            axes.bar_label(bars, fmt=form, padding=4)
+            axes.bar_label(bars, fmt=number, padding=4)
             axes.axvline(0, color="black", lw=0.8)
             axes.set(xlabel=label, xmargin=0.2)
+            axes.grid(False, axis="y")
         axes.invert_yaxis()
 
 
