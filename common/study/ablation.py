@@ -181,6 +181,7 @@ def _effect(row: Json) -> str:
         return f"{points}, a single seed, so no effect is claimed"
     p = mcnemar_exact(*pair)
     verdict = "beyond chance" if p < 0.05 else "no more than by chance"
+    # Three decimals cannot show less than 0.001.
     return (
         f"{points}; on the test images this pair of networks differs {verdict} "
         f"({count(pair[0], 'image')} only the control gets right, {pair[1]:,} only this network; "
@@ -225,10 +226,7 @@ def markdown(table: Json) -> str:
 def write(table: Json, study: Path) -> None:
     """ablation.json, .csv and .md in the study's folder, and .png where an arm has learned
     something."""
-    write_json(
-        study / "ablation.json",
-        {**table, "about": ABOUT.format(**table), "conclusions": conclusions(table)},
-    )
+    write_json(study / "ablation.json", {**table, "conclusions": conclusions(table)})
     write_csv(study / "ablation.csv", [*COLUMNS], map(itemgetter(*COLUMNS), table["rows"]))
     text = markdown(table)
     if learned(table):

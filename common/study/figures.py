@@ -34,8 +34,7 @@ def ablation(rows: Sequence[Json], path: Path, title: str) -> None:
     names = [row["arm"].removeprefix("EfficientNetB2_") for row in rows]
     note = "Whiskers: 95 % Student-t intervals over seeds; a single seed has none."
     with new_figure(path, title, (9, 0.9 + 0.45 * len(rows)), note) as figure:
-        both = figure.subplots(1, 2, sharey=True)
-        for axes, (label, keys) in zip(both, panels.items()):
+        for axes, (label, keys) in zip(figure.subplots(1, 2, sharey=True), panels.items()):
             # None, of what is unknown, becomes nan.
             value, low, high = 100 * np.array([[row[key] for row in rows] for key in keys], float)
             reach = np.nan_to_num([value - low, high - value])

@@ -210,10 +210,11 @@ def readme(target: Path) -> dict[str, str]:
     """Caption → tables and findings that README.md shows."""
     asked, other = results(find(target), SHORT)
     arms = whole_ablation(target)
+    about = ablation.ABOUT.format(**arms) if arms["rows"] else ""
     return {
         "Results": asked,
         "With other settings": other,
-        "Ablation": arms.get("about", "") + markdown(ablation.grid(arms)),
+        "Ablation": about + markdown(ablation.grid(arms)),
         "Findings": bullets(said(target)),
     }
 

@@ -209,7 +209,8 @@ def write_ablation(
         "recipe": asdict(replace(B2, **changed)), "seeds": seeds,
         "gaps": dict.fromkeys(gaps, "missing"),
         "rows": [{"arm": "Control", "top1": top1}], "conclusions": [f"{name} was said."],
-        "about": f"From {name}'s weights.\n\n",
+        "source": "ten", "weights": f"{name}'s weights",
+        "versions": {"hardware": "one core", "torch": "2.14", "git_commit": "c4ef"},
     }  # fmt: skip
     (folder / "ablation.json").write_text(json.dumps(table))
     (folder / "ablation.md").write_text("words\n\n![arms](ablation.png)\n")
@@ -222,7 +223,11 @@ def test_the_ablation_shown_is_the_whole_one_with_most_seeds(tmp_path):
     write_ablation(tmp_path, "one", [0], 0.90)
     write_ablation(tmp_path, "two", [0, 1], 0.95)
     shown = pages.readme(tmp_path)["Ablation"]
-    assert shown.startswith("From two's weights.\n\n|") and "95.00" in shown
+    assert shown.startswith(
+        "ten; the control starts from two's weights; "
+        f"{B2.head_epochs} + {B2.epochs} epochs; one core, torch 2.14, commit c4ef.\n\n|"
+    )
+    assert "95.00" in shown
     assert pages.said(tmp_path) == ["two was said."]
     assert "(ablation/one/ablation.png)" in pages.overview(tmp_path)
 
