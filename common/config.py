@@ -98,6 +98,8 @@ class Recipe:
         0.0, "brightness, contrast and saturation each times 1 ± X", "augmentation", 0, 1)
     random_erasing: float = option(
         0.0, "probability that a random rectangle is erased", "augmentation", 0, 1)
+    cutmix: float = option(
+        0.0, "probability that a square of another image is pasted in", "augmentation", 0, 1)
 
     def name(self, data: str | None = None, base: "Recipe | None" = None) -> str:
         """Name of this recipe's run: model, stem, size, weights, data, all that differs from

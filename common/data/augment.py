@@ -27,12 +27,13 @@ class Augmentation:
     rotation: float = 0.0
     jitter: float = 0.0
     random_erasing: float = 0.0
+    cutmix: float = 0.0
 
     @classmethod
     def of(cls, recipe: Recipe) -> "Augmentation":
         """The recipe's augmentation."""
         return cls(recipe.crop_padding, recipe.flip, recipe.rotation, recipe.jitter,
-                   recipe.random_erasing)
+                   recipe.random_erasing, recipe.cutmix)
 
 
 class Preprocess:
@@ -199,16 +200,40 @@ def erase(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tens
 
     Args:
         images: (N, C, H, W).
-        top, left, height, width: (N,) int64 in pixels.
+        top, left, height, width: (N,) in pixels.
     """
+    return images.masked_fill(_inside(images, top, left, height, width), 0)
+
+
+def cutmix(images: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Paste a square of its predecessor in the batch into each image, at the same place.
+
+    Its area is uniform in [0, 1] of the image's (Yun et al. 2019, arXiv:1905.04899); it lies inside
+    the image, where theirs is cut off at the edges.
+
+    Args:
+        images: (N, C, S, S), in an order that is random.
+
+    Returns:
+        (images, share): share (N,) float32 is the part of each that is now its predecessor's.
+    """
+    size = images.shape[-1]
+    u = torch.rand(4, len(images), generator=generator, device=images.device)
+    side = (size * u[1].sqrt()).round() * (u[0] < probability)
+    top, left = (u[2:] * (size - side + 1)).floor()
+    box = _inside(images, top, left, side, side)
+    return torch.where(box, images.roll(1, 0), images), (side / size) ** 2
+
+
+def _inside(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor) -> Tensor:
+    """(N, 1, H, W) bool: the pixels of a rectangle of each image."""
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     # A mask, not a slice: the rectangles differ, and slices would need their sizes on the host.
     below, right = top + height, left + width
     in_rows = (rows >= top[:, None]) & (rows < below[:, None])  # (N, H)
     in_columns = (columns >= left[:, None]) & (columns < right[:, None])  # (N, W)
-    box = in_rows[:, :, None] & in_columns[:, None, :]
-    return images.masked_fill(box.unsqueeze(1), 0)
+    return (in_rows[:, :, None] & in_columns[:, None, :]).unsqueeze(1)
 
 
 def erase_box(u: Tensor, probability: float, size: int) -> tuple[Tensor, ...]:

@@ -37,7 +37,7 @@ PROBE_SIZE = 4
 CALIBRATION = 2000  # images, for the statistics of transplanted weights
 # In the order of Augmentation's fields.
 AUGMENTATIONS = ("crop ±{} px", "flip", "rotation ±{:g}°", "colour jitter {:g}",
-                 "random erasing {:g}")
+                 "random erasing {:g}", "CutMix {:g}")
 RECIPE_LINE = ("recipe: {length}, {name}, lr {rate:.3g} {schedule}, batch {batch} ({steps} an "
                "epoch), label smoothing {label_smoothing:g}; augmentation: {augmentation}")
 RESULT_LINES = """\

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from common.config import Recipe
-from common.data.augment import Preprocess
+from common.data.augment import Preprocess, cutmix
 from common.data.splits import Split
 from common.training.graph import Work, capture, first_reason
 
@@ -91,7 +91,7 @@ def set_train_mode(model: nn.Module) -> None:
 
 
 def training_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0,
-                  class_weights: Tensor | None = None) -> Tensor:
+                  class_weights: Tensor | None = None, mixed: Tensor | None = None) -> Tensor:
     """Mean cross-entropy against smoothed labels (Szegedy et al. 2016, arXiv:1512.00567), ().
 
     The same as F.cross_entropy's, whose smoothing takes two dozen launches where this takes eight.
@@ -100,6 +100,7 @@ def training_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0,
         logits: (N, K), any floating dtype.
         labels: (N,) int64.
         class_weights: (K,) float32.
+        mixed: (N,) float32, the part of each image that is its predecessor's, and takes its label.
     """
     images, classes = logits.shape
     log_probs = F.log_softmax(logits.float(), dim=1)
@@ -107,6 +108,8 @@ def training_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0,
     share = label_smoothing / classes
     own = 1 - label_smoothing + share
     targets = torch.full_like(log_probs, share).scatter_(1, labels[:, None], own)  # (N, K)
+    if mixed is not None:
+        targets = torch.lerp(targets, targets.roll(1, 0), mixed[:, None])
     if class_weights is not None:
         # Divided by the batch's mean weight, as torch does: the loss keeps its scale.
         targets = targets * (class_weights / class_weights[labels].mean())
@@ -229,12 +232,14 @@ class TrainStep:
         at = self.order.index_select(0, self.cursor).squeeze(0)  # (batch_size,)
         torch.index_select(self.lrs, 0, self.cursor, out=self.lr.view(1))
         images = self.prepare.train(self.split.images.index_select(0, at), self.generator)
-        labels = self.split.labels.index_select(0, at)
+        labels, mixed = self.split.labels.index_select(0, at), None
+        if cut := self.prepare.spec.cutmix:
+            images, mixed = cutmix(images, cut, self.generator)
 
         # None, not zeros: the backward pass then writes gradients and need not add.
         self.optimizer.zero_grad(set_to_none=True)
         logits = self._forward(images)  # (batch_size, K)
-        loss = training_loss(logits, labels, self.label_smoothing, self.class_weights)
+        loss = training_loss(logits, labels, self.label_smoothing, self.class_weights, mixed)
         self.scaler.scale(loss).backward()
         # Fused: where fp16 gave a gradient that is not finite, the update is skipped on the device.
         self.scaler.step(self.optimizer)
