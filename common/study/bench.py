@@ -60,7 +60,7 @@ def main() -> None:
         look()
         return
     runtime = collect(given, Runtime())
-    device = set_up(runtime, seed=0)
+    device = set_up(runtime, seed=0, tune=True)
     report = {"environment": environment(device), "results": [], "profiles": []}
     print("{hardware}, torch {torch}".format(**report["environment"]))
     turns, seconds = (2, 1.0) if given.quick else (5, 4.0)

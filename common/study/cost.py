@@ -6,10 +6,11 @@ as they were.
 Memory is the peak of images, weights, activations, gradients and optimiser state in a
 training step (the second, which finds the state made), or of images, weights and activations in one
 forward pass. On CUDA it is what the allocator counts above what was held before,
-`allocated` in tensors and `reserved` in whole segments; an unmeasured round makes the
-workspaces of cuBLAS and cuDNN first, then the cache is emptied. A CPU's resident set keeps
-pages of earlier work, so there the bytes of live tensors are counted at each operation: the
-same every time, without a kernel's scratch space, and with no `reserved`.
+`allocated` in tensors and `reserved` in new segments (none for a network so small that held
+ones have room for it); an unmeasured round makes the workspaces of cuBLAS and cuDNN first,
+then the cache is emptied. A CPU's resident set keeps pages of earlier work, so there the bytes
+of live tensors are counted at each operation: the same every time, without a kernel's scratch
+space, and with no `reserved`.
 
 Latency is one forward pass in inference mode, from idle device to idle device, after a
 warm-up.

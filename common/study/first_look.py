@@ -21,10 +21,10 @@ COMMANDS = """\
 'graph.replay(); torch.cuda.synchronize()'
 60 -m timeit -s 'import torch; source = torch.empty(2**30, dtype=torch.uint8, device="cuda")' \
 'source.clone(); torch.cuda.synchronize()'
-180 -m pytest -q -m cuda
-120 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp bf16
-120 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp fp16
-120 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp off
+360 -m pytest -q -m cuda
+180 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp bf16
+180 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp fp16
+180 {bench} 500 --models simple_cnn efficientnet_b2 --quick --amp off
 90 {bench} --parts profile
 90 -m cProfile -s cumtime train_effnet.py --resize 2 --smoke --device cuda --out {runs}
 120 {bench} --models improved_cnn --quick --compile

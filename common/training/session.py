@@ -93,7 +93,7 @@ def begin(script: str, recipe: Recipe, runtime: Runtime) -> Session | None:
         InputError: data, weights, folder or flags that cannot be used.
     """
     started = next(_starts, perf_counter())
-    device = set_up(runtime, recipe.seed)
+    device = set_up(runtime, recipe.seed, tune=not runtime.smoke)
     _forget_earlier_runs(device)
 
     # Data first: the number of classes and the image size make the model.
