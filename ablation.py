@@ -30,7 +30,8 @@ ARMS = {
 }
 FLAGS = (
     "synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay",
-    "head_epochs", "head_lr", "resize", "label_smoothing", "random_erasing", "patience", "weights",
+    "head_epochs", "head_lr", "resize", "label_smoothing", "random_erasing", "cutmix", "patience",
+    "weights",
 )  # fmt: skip
 RUNTIME_FLAGS = (  # no --resume: a rerun goes on by itself
     "data_dir", "offline", "device", "amp", "compile", "deterministic", "out", "run_name", "smoke",

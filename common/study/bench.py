@@ -4,7 +4,6 @@
     python -m common.study.bench --quick --json FILE  # fewer steps and repeats
     python -m common.study.bench --models efficientnet_b2 --batch-sizes 125 500 1000
     python -m common.study.bench --parts profile      # our step, kernel by kernel
-    python -m common.study.bench --first-look         # the first ten minutes on a GPU
 
 *plain* is the loop of most tutorials: PIL images in a DataLoader with workers, torchvision
 transforms, eager fp32 and, for B2, the package as it comes. *ours* is the step of the
@@ -17,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from common.config import Parser, Runtime, a_path, add_flags, collect
-from common.errors import InputError, reason, run_script
+from common.errors import reason, run_script
 from common.files import write_json
 
 MODELS = ("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
@@ -34,8 +33,6 @@ def main() -> None:
         help="write all figures, raw samples included, to this file")
     add("--compile", action="store_true",
         help="measure torch.compile too (on a CPU B2 takes minutes to compile)")
-    add("--first-look", action="store_true",
-        help="everything that only a GPU can answer, part by part under a time limit")
     add("--models", nargs="+", choices=MODELS, default=MODELS, help="networks (default: all)")
     add("--parts", nargs="+", choices=PARTS, default=["rates"],
         help="rates of every variant, or kernels of our step (default: rates)")
@@ -43,22 +40,11 @@ def main() -> None:
         help="default: 125, and on a GPU 500 and 1000 too")
     add_flags(parser, Runtime(), ("device", "amp"))
     given = parser.parse_args()
-    asked = [name for name, value in vars(given).items() if value != parser.get_default(name)]
-    if given.first_look and asked != ["first_look"]:
-        raise InputError("--first-look has commands of its own: give it alone")
     # After the command line has been read: torch takes seconds to import.
-    import torch
-
-    from common.study.first_look import look
     from common.study.loops import make_case
     from common.study.rates import profile, rates
     from common.training.runtime import environment, set_up
 
-    if given.first_look:
-        if not torch.cuda.is_available():
-            raise InputError("--first-look is for a GPU, and this torch sees none: leave it out")
-        look()
-        return
     runtime = collect(given, Runtime())
     device = set_up(runtime, seed=0, tune=True)
     report = {"environment": environment(device), "results": [], "profiles": []}

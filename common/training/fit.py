@@ -1,5 +1,4 @@
 """Epochs and evaluation: `fit` runs one stage."""
-import copy
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from tqdm import tqdm
 from common.config import Recipe, Stage
 from common.data.augment import Preprocess
 from common.data.splits import Split, Splits, class_weights
-from common.errors import InputError, RunError, deferred_signals
+from common.errors import RunError, deferred_signals
 from common.files import Json
 from common.training.graph import Forward, captured_forward, eager_forward
 from common.training.run import Run
@@ -111,7 +110,6 @@ def fit(model: Module, splits: Splits, stage: Stage, recipe: Recipe, prepare: Pr
         total_epochs: of all stages, for the epoch line; 0: this stage is the last.
 
     Raises:
-        InputError: settings with which the network cannot train; names the flag.
         RunError: non-finite loss, or out of memory (with a batch size to try).
         Interrupted: Ctrl-C or SIGTERM; last.pt is written first.
     """
@@ -164,8 +162,6 @@ def _make_step(model: Module, splits: Splits, recipe: Recipe, prepare: Preproces
     """The stage's step; its optimiser goes on from `optimizer_state` unless that is empty."""
     train = splits.train
     batch_size = fit_batch_size(len(train), recipe.batch_size)
-    if batch_size == 1:
-        _refuse_single_values(model, prepare.clean(train.images[:1]))
     optimizer = make_optimizer(model, recipe, train.labels.device)
     if optimizer_state:
         # Momentum and the like of a resumed stage; the learning rate is the schedule's.
@@ -173,18 +169,6 @@ def _make_step(model: Module, splits: Splits, recipe: Recipe, prepare: Preproces
     weights = class_weights(train.labels, len(splits.classes)) if recipe.class_weights else None
     return TrainStep(model, train, prepare, optimizer, batch_size, recipe.label_smoothing, amp,
                      weights)
-
-
-def _refuse_single_values(model: Module, image: Tensor) -> None:
-    """Raise InputError if BatchNorm cannot train on one image, in this stage or a later one."""
-    # A copy, since a forward pass in training mode moves the statistics.
-    twin = copy.deepcopy(model).train()
-    try:
-        with torch.no_grad():
-            twin(image)
-    except ValueError:
-        raise InputError("--batch-size 1: BatchNorm would see a single value of each channel, since"
-                         " the last feature map is 1×1; use --batch-size 2 or more") from None
 
 
 def _capture(step: TrainStep, images: Tensor) -> Forward | None:
@@ -209,7 +193,7 @@ def _saved(run: Run, batch_size: int) -> Iterator[None]:
         if not re.search("out of memory|tried to allocate", str(error)):
             raise
         raise RunError(f"out of memory at --batch-size {batch_size}: "
-                       f"try --batch-size {batch_size // 2 or 1}") from None
+                       f"try --batch-size {max(2, batch_size // 2)}") from None
     finally:
         run.save(force=True)
 

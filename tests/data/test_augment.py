@@ -10,13 +10,14 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
 from common.config import Recipe
-from common.data.augment import (DRAWS, Augmentation, Preprocess, color_jitter, crop_flip, erase,
-                                 erase_box, warp)
+from common.data.augment import (DRAWS, Augmentation, Preprocess, color_jitter, crop_flip, cutmix,
+                                 erase, erase_box, warp)
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 PLAIN = torch.zeros(3), torch.ones(3)
 BILINEAR = InterpolationMode.BILINEAR
-FULL = Augmentation(crop_padding=4, flip=True, rotation=15, jitter=0.2, random_erasing=0.5)
+FULL = Augmentation(crop_padding=4, flip=True, rotation=15, jitter=0.2, random_erasing=0.5,
+                    cutmix=0.5)
 MOVED = Augmentation(crop_padding=4, flip=True)
 PARTS = [Augmentation(rotation=15), Augmentation(jitter=0.2), Augmentation(random_erasing=1), MOVED]
 
@@ -429,6 +430,44 @@ def test_the_ends_of_the_draw_stay_in_bounds(spec: Augmentation, value: float,
         assert_close(train(images, spec), to_input(expected, MEAN, STD))
 
 
+def numbered(n: int, size: int) -> Tensor:
+    """(n, 3, size, size): every pixel of an image is its number."""
+    return torch.arange(1.0, n + 1).view(n, 1, 1, 1).expand(n, 3, size, size).clone()
+
+
+def test_cutmix_pastes_a_square_of_the_image_before() -> None:
+    n, size = 400, 16
+    images = numbered(n, size)
+    mixed, share = cutmix(images, 1, seeded())
+    pasted = mixed != images  # (n, 3, size, size)
+    assert torch.equal(mixed[pasted], images.roll(1, 0)[pasted])
+    assert torch.equal(pasted.float().mean((1, 2, 3)), share), "labels go by the pixels"
+    rows, columns = pasted[:, 0].any(2).sum(1), pasted[:, 0].any(1).sum(1)
+    assert torch.equal(rows, columns) and torch.equal(rows * rows, pasted[:, 0].sum((1, 2)))
+    # Uniform areas, and squares of every place.
+    thirds = torch.histc(share, 3, 0, 1) / n
+    assert_close(thirds, torch.full((3,), 1 / 3), 0.08)
+    small = pasted[share < 0.1, 0]
+    assert small.any(2).any(0).all() and small.any(1).any(0).all()
+
+
+def test_the_share_of_images_that_cutmix_touches() -> None:
+    images = numbered(1000, 8)
+    mixed, share = cutmix(images, 0, seeded())
+    assert torch.equal(mixed, images) and not share.any()
+    _, share = cutmix(images, 0.3, seeded())
+    assert 0.24 < (share > 0).float().mean() < 0.34
+
+
+@pytest.mark.parametrize("value", [0.0, 1 - 2**-24])
+def test_the_ends_of_cutmixs_draw_stay_in_bounds(value: float,
+                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator, device: torch.full(shape, value))
+    mixed, share = cutmix(numbered(3, 8), 1, seeded())
+    expected = numbered(3, 8).roll(1, 0) if value else numbered(3, 8)
+    assert torch.equal(mixed, expected) and share.tolist() == [float(value > 0)] * 3
+
+
 def test_the_constants_are_prepared_once_and_the_steps_are_the_pure_functions() -> None:
     prepare = Preprocess(tuple(MEAN.tolist()), tuple(STD.tolist()), 2, FULL, torch.device("cpu"))
     images = noise(6, dtype=torch.uint8)
@@ -438,5 +477,6 @@ def test_the_constants_are_prepared_once_and_the_steps_are_the_pure_functions() 
 
 
 def test_the_recipe_names_the_augmentation() -> None:
-    recipe = Recipe(crop_padding=4, flip=True, rotation=15.0, jitter=0.2, random_erasing=0.5)
+    recipe = Recipe(crop_padding=4, flip=True, rotation=15.0, jitter=0.2, random_erasing=0.5,
+                    cutmix=0.5)
     assert Augmentation.of(recipe) == FULL and Augmentation.of(Recipe()) == Augmentation()

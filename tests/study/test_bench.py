@@ -12,10 +12,8 @@ from common.config import Recipe, Runtime
 from common.data.augment import Augmentation, Preprocess
 from common.data.splits import make_splits
 from common.data.synthetic import CLASSES, draw
-from common.errors import InputError
 from common.models.build import build
 from common.study import bench, loops, rates
-from common.study.first_look import look
 from common.training.step import TrainStep, epoch_order, make_optimizer
 
 CPU = torch.device("cpu")
@@ -87,34 +85,6 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
     written = json.loads(target.read_text())
     assert {"hardware", "torch", "git_commit"} <= written["environment"].keys()
     assert [one["batch_size"] for one in written["results"]] == [20, 50]
-
-
-def test_a_first_look_names_what_fails_and_goes_on(capfd):
-    look("""\
-60 -c "print('seen')"
-60 -c 'raise SystemExit(3)'
-2 -c "import time; print('begun', flush=True); time.sleep(60)"
-60 -c "print('still here')"
-""")
-    _, good, bad, slow, last = capfd.readouterr().out.split("\n== ")
-    assert good.splitlines()[1:] == ["seen", "done: exit 0"]
-    assert bad.splitlines()[1:] == ["failed: exit 3"]
-    assert slow.splitlines()[1:] == ["begun", "failed: not done in 2 s"]
-    assert last.splitlines()[1:] == ["still here", "done: exit 0"]
-
-
-@pytest.mark.parametrize("flag", ["--quick", "--json=x", "--models=simple_cnn", "--amp=off"])
-def test_a_first_look_takes_no_other_flag(flag, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench", "--first-look", flag])
-    with pytest.raises(InputError, match="give it alone"):
-        bench.main()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA GPU")
-def test_a_first_look_without_a_gpu_says_so(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["bench", "--first-look"])
-    with pytest.raises(InputError, match="this torch sees none"):
-        bench.main()
 
 
 @pytest.mark.slow

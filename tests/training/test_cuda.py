@@ -33,7 +33,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
 ]
 GPU = torch.device("cuda")
-SPEC = Augmentation(4, True, 15, 0.2, 0.2)
+SPEC = Augmentation(4, True, 15, 0.2, 0.2, 0.5)
 SMALL = Recipe(model="improved_cnn", batch_size=50, lr=1e-2)
 ADAMW = replace(SMALL, optimizer="adamw", lr=1e-3)
 # Parts of the names that libraries give to kernels of convolutions and matrix products, by GPU.

@@ -12,7 +12,7 @@ from common.config import Recipe, Stage
 from common.data import synthetic
 from common.data.augment import Augmentation, Preprocess
 from common.data.splits import make_splits
-from common.errors import InputError, RunError
+from common.errors import RunError
 from common.models.build import HEADS, architecture, build, freeze_all_but
 from common.training.fit import evaluate, fit, predict, train_one_epoch
 from common.training.run import Run, card
@@ -160,19 +160,6 @@ def test_other_errors_are_not_called_a_want_of_memory(splits, tmp_path, monkeypa
     monkeypatch.setattr(TrainStep, "_step", wrong)
     with pytest.raises(RuntimeError, match="illegal memory access"):
         train(new_model(PLAIN, splits), splits, PLAIN, tmp_path)
-
-
-def test_a_single_image_a_step_is_refused_where_batchnorm_sees_one_value(splits, tmp_path):
-    """Before anything is written, and in the head's stage too, which would train."""
-    recipe = replace(PLAIN, model="se_resnet18", stem="imagenet", batch_size=1)
-    model = new_model(recipe, splits)  # its last map is 1×1
-    before = copy.deepcopy(model.state_dict())
-    freeze_all_but(model, "fc")
-    few = take(splits, range(10), range(10))
-    with pytest.raises(InputError, match="--batch-size 1: .*use --batch-size 2 or more"):
-        train(model, few, recipe, tmp_path)
-    assert equal_states(before, model.state_dict()) and not list(tmp_path.iterdir())
-    train(new_model(PLAIN, splits), few, replace(PLAIN, epochs=1, batch_size=1), tmp_path)
 
 
 def test_the_time_left_is_said_once_a_stage(splits, tmp_path, capsys):

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from common.config import Recipe
 from common.data import synthetic
-from common.data.augment import Augmentation, Preprocess
+from common.data.augment import Augmentation, Preprocess, cutmix
 from common.data.splits import make_splits
 from common.models.build import build, freeze_all_but
 from common.training import step as step_module
@@ -19,7 +19,7 @@ from common.training.step import (TrainStep, epoch_order, fit_batch_size, fit_lr
 
 CPU = torch.device("cpu")
 PLAIN = Recipe(model="simple_cnn", batch_size=20, lr=1e-2)
-STRONG = Augmentation(4, True, 15, 0.2, 0.2)
+STRONG = Augmentation(4, True, 15, 0.2, 0.2, 0.5)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,28 @@ def test_loss_equals_torchs(smoothing, weights):
     torch.testing.assert_close(*gradients)
 
 
+def test_a_mixed_image_learns_both_labels_by_their_shares():
+    torch.manual_seed(0)
+    logits, labels, share = torch.randn(16, 3), torch.randint(3, (16,)), torch.rand(16)
+    own, other = (F.cross_entropy(logits, some, label_smoothing=0.1, reduction="none")
+                  for some in (labels, labels.roll(1)))
+    expected = ((1 - share) * own + share * other).mean()
+    torch.testing.assert_close(training_loss(logits, labels, 0.1, mixed=share), expected)
+
+
+def test_the_step_mixes_images_and_labels_alike(splits):
+    step = make_step(splits, spec=Augmentation(flip=True, cutmix=1.0))
+    twin = copy.deepcopy(step.model)
+    losses, _ = do(step, 1)
+    generator = torch.Generator().manual_seed(7)
+    batch = splits.train.take(step.order[0])
+    images, share = cutmix(step.prepare.train(batch.images, generator), 1.0, generator)
+    expected = training_loss(twin(images), batch.labels, mixed=share)
+    torch.testing.assert_close(losses[0], expected.detach())
+    unmixed = training_loss(twin(images), batch.labels)
+    assert not torch.isclose(unmixed, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("name, resize, optimizer, freeze", [
     ("improved_cnn", 1, "sgd", None),
     ("improved_cnn", 1, "adamw", "head"),
@@ -140,8 +162,9 @@ def test_nothing_up_to_the_loss_waits_for_a_gpu_or_leaves_it(name, resize):
             labels, weights = torch.zeros(8, dtype=torch.int64), torch.ones(10)
             model = build(name, input_size=32 * resize)
         prepare = Preprocess((0.5,) * 3, (0.25,) * 3, resize, STRONG, images.device)
-        logits = model(prepare.train(images, None))
-        loss = training_loss(logits, labels, 0.1, weights)
+        images, share = cutmix(prepare.train(images, None), 0.5, None)
+        logits = model(images)
+        loss = training_loss(logits, labels, 0.1, weights, share)
         assert loss.is_cuda and logits.shape == (8, 10)
         with pytest.raises(DataDependentOutputException):
             float(loss.detach())
