@@ -89,7 +89,7 @@ RATES = {  # head of a column → its cells
     "network": "{model}",
     "batch": "{batch_size}",
     "variant": "{variant}",
-    "precision": "{precision}",
+    "ours in": "{precision}",
     "images/s": "{images_per_s:,.0f}",
     "× plain": "{ratio_to_plain:.2f}",
     "cold s": "{cold_seconds:.1f}",
