@@ -3,7 +3,7 @@
 Data-loader workers augment one image after the other on the CPU. Here an operation is a pure
 function of a batch and of (N,) parameters, one for each image, so that a batch costs a few large
 kernels. All parameters come from one `torch.rand` call: a captured CUDA graph holds one generator
-kernel.
+kernel (two with CutMix, whose numbers came later and leave the others as they were).
 """
 import math
 from dataclasses import dataclass
@@ -65,21 +65,23 @@ class Preprocess:
         x = torch.addcmul(self.shift, images.float().div_(255), self.scale)
         return _enlarge(x, self.resize).contiguous(memory_format=torch.channels_last)
 
-    def train(self, images: Tensor, generator: Generator | None = None) -> Tensor:
+    def train(self, images: Tensor,
+              generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """Network input of a training batch, every image augmented in its own way.
 
-        In order: jitter, crop, mirror, rotation, resize, normalisation, erasing.
+        In order: jitter, crop, mirror, rotation, resize, normalisation, erasing, CutMix.
 
         Args:
             images: (N, 3, S, S) uint8.
             generator: of the images' device.
 
         Returns:
-            (N, 3, resize·S, resize·S) float32, channels_last.
+            (images, share): (N, 3, resize·S, resize·S) float32, channels_last, and what `cutmix`
+            says of them, None without it.
         """
         spec = self.spec
         if spec == Augmentation():
-            return self.clean(images)
+            return self.clean(images), None
         # Drawn whether used or not, so that a recipe's crops stay the same when its jitter goes.
         u = torch.rand(DRAWS, len(images), generator=generator, device=images.device)
         shifts = (u[:2] * (2 * spec.crop_padding + 1)).long()  # (2, N), in [0, 2·padding]
@@ -101,7 +103,10 @@ class Preprocess:
         x = torch.addcmul(self.shift, x, self.scale)
         if spec.random_erasing:
             x = erase(x, *erase_box(u[7:12], spec.random_erasing, size))
-        return x.contiguous(memory_format=torch.channels_last)
+        share = None
+        if spec.cutmix:
+            x, share = cutmix(x, spec.cutmix, generator)
+        return x.contiguous(memory_format=torch.channels_last), share
 
 
 def _enlarge(images: Tensor, resize: int) -> Tensor:
@@ -205,7 +210,8 @@ def erase(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tens
     return images.masked_fill(_inside(images, top, left, height, width), 0)
 
 
-def cutmix(images: Tensor, probability: float, generator: Generator) -> tuple[Tensor, Tensor]:
+def cutmix(images: Tensor, probability: float,
+           generator: Generator | None) -> tuple[Tensor, Tensor]:
     """Paste a square of its predecessor in the batch into each image, at the same place.
 
     Its area is uniform in [0, 1] of the image's (Yun et al. 2019, arXiv:1905.04899); it lies inside
@@ -230,9 +236,8 @@ def _inside(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Te
     rows = torch.arange(images.shape[2], device=images.device)
     columns = torch.arange(images.shape[3], device=images.device)
     # A mask, not a slice: the rectangles differ, and slices would need their sizes on the host.
-    below, right = top + height, left + width
-    in_rows = (rows >= top[:, None]) & (rows < below[:, None])  # (N, H)
-    in_columns = (columns >= left[:, None]) & (columns < right[:, None])  # (N, W)
+    in_rows = (rows >= top[:, None]) & (rows < (top + height)[:, None])  # (N, H)
+    in_columns = (columns >= left[:, None]) & (columns < (left + width)[:, None])  # (N, W)
     return (in_rows[:, :, None] & in_columns[:, None, :]).unsqueeze(1)
 
 

@@ -180,13 +180,13 @@ def _effect(row: Json) -> str:
     if pair is None:
         return f"{points}, a single seed, so no effect is claimed"
     p = mcnemar_exact(*pair)
+    odds = f"p = {p:.3f}".replace("= 0.000", "< 0.001")  # three decimals show no less
     verdict = "beyond chance" if p < 0.05 else "no more than by chance"
-    # Three decimals cannot show less than 0.001.
     return (
         f"{points}; on the test images this pair of networks differs {verdict} "
         f"({count(pair[0], 'image')} only the control gets right, {pair[1]:,} only this network; "
-        f"McNemar's exact test, p = {p:.3f}), but a single seed cannot tell what the recipe does"
-    ).replace("= 0.000", "< 0.001")
+        f"McNemar's exact test, {odds}), but a single seed cannot tell what the recipe does"
+    )
 
 
 def learned(table: Json) -> bool:

@@ -160,4 +160,4 @@ def our_data(case: Case) -> Iterator[Tensor]:
     generator = torch.Generator(case.device).manual_seed(0)
     while True:
         chosen = torch.randint(len(train), (case.recipe.batch_size,), device=case.device)
-        yield prepare.train(train.images[chosen], generator)
+        yield prepare.train(train.images[chosen], generator)[0]

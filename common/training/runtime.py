@@ -22,7 +22,7 @@ from common.words import count
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 # Training images on a GPU below which compiling takes longer than faster steps save.
 COMPILE_PAYS_AFTER = 5_000_000
-TRIED_ALGORITHMS = 4  # of cuDNN for each convolution: more cost time and win little
+TRIED_ALGORITHMS = 4  # of cuDNN for each convolution, of PyTorch's ten: a shorter first step
 
 
 def pick_device(runtime: Runtime) -> torch.device:

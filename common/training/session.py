@@ -246,7 +246,7 @@ def _save_samples(folder: Path, splits: Splits, prepare: Preprocess, seed: int) 
     sample_grid(train.images.cpu().numpy(), labels, classes,
                 folder / "cifar10_sample_images.png", f"Training images ({source})")
     some = epoch_order(len(train), MAX_TILES, seed)[0]
-    batch = (prepare.train(train.images[some]) - prepare.shift) / prepare.scale
+    batch = (prepare.train(train.images[some])[0] - prepare.shift) / prepare.scale
     augmented_batch(batch.cpu().numpy(), labels[some], classes,
                     folder / "augmented_batch.png", f"Augmented images ({source})")
 

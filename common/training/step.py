@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from common.config import Recipe
-from common.data.augment import Preprocess, cutmix
+from common.data.augment import Preprocess
 from common.data.splits import Split
 from common.training.graph import Work, capture, first_reason
 
@@ -231,10 +231,8 @@ class TrainStep:
         """The step itself; nothing in it waits for the device, so it can be captured."""
         at = self.order.index_select(0, self.cursor).squeeze(0)  # (batch_size,)
         torch.index_select(self.lrs, 0, self.cursor, out=self.lr.view(1))
-        images = self.prepare.train(self.split.images.index_select(0, at), self.generator)
-        labels, mixed = self.split.labels.index_select(0, at), None
-        if cut := self.prepare.spec.cutmix:
-            images, mixed = cutmix(images, cut, self.generator)
+        images, mixed = self.prepare.train(self.split.images.index_select(0, at), self.generator)
+        labels = self.split.labels.index_select(0, at)
 
         # None, not zeros: the backward pass then writes gradients and need not add.
         self.optimizer.zero_grad(set_to_none=True)

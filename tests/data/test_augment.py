@@ -1,6 +1,7 @@
 """Each batched operation against torchvision's on one image, and what is drawn for every image."""
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,8 +17,7 @@ from common.data.augment import (DRAWS, Augmentation, Preprocess, color_jitter, 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 PLAIN = torch.zeros(3), torch.ones(3)
 BILINEAR = InterpolationMode.BILINEAR
-FULL = Augmentation(crop_padding=4, flip=True, rotation=15, jitter=0.2, random_erasing=0.5,
-                    cutmix=0.5)
+FULL = Augmentation(crop_padding=4, flip=True, rotation=15, jitter=0.2, random_erasing=0.5)
 MOVED = Augmentation(crop_padding=4, flip=True)
 PARTS = [Augmentation(rotation=15), Augmentation(jitter=0.2), Augmentation(random_erasing=1), MOVED]
 
@@ -30,7 +30,7 @@ def assert_close(result: Tensor, expected: Tensor, tolerance: float = 1e-5) -> N
 def augment(images: Tensor, spec: Augmentation, mean: Tensor, std: Tensor, resize: int = 1,
             generator: torch.Generator | None = None) -> Tensor:
     """One batch as training sees it; mean and std (3,)."""
-    return Preprocess(mean, std, resize, spec, images.device).train(images, generator)
+    return Preprocess(mean, std, resize, spec, images.device).train(images, generator)[0]
 
 
 def to_input(images: Tensor, mean: Tensor, std: Tensor, resize: int = 1) -> Tensor:
@@ -471,7 +471,7 @@ def test_the_ends_of_cutmixs_draw_stay_in_bounds(value: float,
 def test_the_constants_are_prepared_once_and_the_steps_are_the_pure_functions() -> None:
     prepare = Preprocess(tuple(MEAN.tolist()), tuple(STD.tolist()), 2, FULL, torch.device("cpu"))
     images = noise(6, dtype=torch.uint8)
-    assert torch.equal(prepare.train(images, seeded()), train(images, FULL, 2))
+    assert torch.equal(prepare.train(images, seeded())[0], train(images, FULL, 2))
     assert torch.equal(prepare.clean(images), to_input(images, MEAN, STD, 2))
     assert torch.equal(prepare.scale, (1 / STD).view(3, 1, 1))
 
@@ -479,4 +479,16 @@ def test_the_constants_are_prepared_once_and_the_steps_are_the_pure_functions() 
 def test_the_recipe_names_the_augmentation() -> None:
     recipe = Recipe(crop_padding=4, flip=True, rotation=15.0, jitter=0.2, random_erasing=0.5,
                     cutmix=0.5)
-    assert Augmentation.of(recipe) == FULL and Augmentation.of(Recipe()) == Augmentation()
+    assert Augmentation.of(recipe) == replace(FULL, cutmix=0.5)
+    assert Augmentation.of(Recipe()) == Augmentation()
+
+
+def test_cutmix_comes_last_and_leaves_the_other_draws_as_they_were() -> None:
+    images, generator = noise(6, dtype=torch.uint8), seeded()
+    prepare = Preprocess(MEAN, STD, 2, replace(FULL, cutmix=1.0), images.device)
+    mixed, share = prepare.train(images, seeded())
+    before = augment(images, FULL, MEAN, STD, 2, generator)
+    expected = cutmix(before, 1.0, generator)
+    assert torch.equal(mixed, expected[0]) and torch.equal(share, expected[1])
+    assert mixed.is_contiguous(memory_format=torch.channels_last)
+    assert Preprocess(MEAN, STD, 2, FULL, images.device).train(images)[1] is None

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from common.config import Recipe
 from common.data import synthetic
-from common.data.augment import Augmentation, Preprocess, cutmix
+from common.data.augment import Augmentation, Preprocess
 from common.data.splits import make_splits
 from common.models.build import build, freeze_all_but
 from common.training import step as step_module
@@ -104,7 +104,7 @@ def test_the_step_mixes_images_and_labels_alike(splits):
     losses, _ = do(step, 1)
     generator = torch.Generator().manual_seed(7)
     batch = splits.train.take(step.order[0])
-    images, share = cutmix(step.prepare.train(batch.images, generator), 1.0, generator)
+    images, share = step.prepare.train(batch.images, generator)
     expected = training_loss(twin(images), batch.labels, mixed=share)
     torch.testing.assert_close(losses[0], expected.detach())
     unmixed = training_loss(twin(images), batch.labels)
@@ -162,7 +162,7 @@ def test_nothing_up_to_the_loss_waits_for_a_gpu_or_leaves_it(name, resize):
             labels, weights = torch.zeros(8, dtype=torch.int64), torch.ones(10)
             model = build(name, input_size=32 * resize)
         prepare = Preprocess((0.5,) * 3, (0.25,) * 3, resize, STRONG, images.device)
-        images, share = cutmix(prepare.train(images, None), 0.5, None)
+        images, share = prepare.train(images, None)
         logits = model(images)
         loss = training_loss(logits, labels, 0.1, weights, share)
         assert loss.is_cuda and logits.shape == (8, 10)
