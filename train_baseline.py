@@ -26,15 +26,22 @@ SMOKE = {"simple_cnn": dict(synthetic=True, train_limit=3000, val_size=500, epoc
 
 
 def train(recipe: Recipe, runtime: Runtime) -> None:
-    """One stage and the one read of test."""
+    """Data, network, run, one stage, and the one read of test, in this order."""
     # After the command line has been read: torch takes seconds to import.
-    from common.training.session import begin, finish
+    from common.data.sources import load_splits
+    from common.training.lifecycle import build_model, finish, load_start, open_run
+    from common.training.loop import fit
+    from common.training.runtime import set_up
 
-    session = begin("train_baseline", recipe, runtime)
-    if session is None:
+    device = set_up(runtime, recipe.seed, tune=not runtime.smoke)
+    splits = load_splits(recipe, runtime).to(device)
+    model = build_model(recipe, splits)
+    run = open_run("train_baseline", recipe, runtime, splits, model)
+    if run.finished:
         return
-    session.fit(Stage("train", recipe.epochs, recipe.lr, recipe.schedule))
-    finish(session)
+    load_start(run)  # pretrained weights, random ones, or where an earlier process stopped
+    fit(run, Stage("train", recipe.epochs, recipe.lr, recipe.schedule))
+    finish(run)
 
 
 def main() -> None:

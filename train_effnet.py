@@ -64,25 +64,28 @@ def pick(given: argparse.Namespace, name: str) -> str:
 
 
 def train(recipe: Recipe, runtime: Runtime, script: str = "train_effnet",
-          publish: bool = True) -> None:
-    """Both stages and the one read of test."""
+          copy_best: bool = True) -> None:
+    """Data, network, run, both stages, and the one read of test, in this order."""
     # After the command line has been read: torch takes seconds to import.
-    from common.models.build import HEADS, freeze_all_but
-    from common.training.session import begin, finish
+    from common.data.sources import load_splits
+    from common.models.build import freeze_backbone
+    from common.training.lifecycle import build_model, finish, load_start, open_run
+    from common.training.loop import fit
+    from common.training.runtime import set_up
 
-    session = begin(script, recipe, runtime)
-    if session is None:
+    device = set_up(runtime, recipe.seed, tune=not runtime.smoke)
+    splits = load_splits(recipe, runtime).to(device)
+    model = build_model(recipe, splits)
+    run = open_run(script, recipe, runtime, splits, model)
+    if run.finished:
         return
-    head = Stage("head", recipe.head_epochs, recipe.head_lr)
-    tune = Stage("finetune", recipe.epochs, recipe.lr, recipe.schedule, recipe.warmup_epochs,
-                 recipe.patience)
-    total = head.epochs + tune.epochs
-
-    freeze_all_but(session.model, HEADS[recipe.model])
-    session.fit(head, total)
-    session.model.requires_grad_(True)
-    session.fit(tune, total)
-    finish(session, publish)
+    load_start(run)  # pretrained weights, random ones, or where an earlier process stopped
+    freeze_backbone(model, recipe.model)
+    fit(run, Stage("head", recipe.head_epochs, recipe.head_lr))
+    model.requires_grad_(True)
+    fit(run, Stage("finetune", recipe.epochs, recipe.lr, recipe.schedule, recipe.warmup_epochs,
+                   recipe.patience))
+    finish(run, copy_best)
 
 
 def main() -> None:

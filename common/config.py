@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 from common.errors import InputError
 
-PROCESS_START = time.perf_counter()  # this module is the first that every script imports
 Values = Mapping[str, Any]  # of a recipe's fields, some or all
 
 
@@ -92,7 +91,9 @@ class Recipe:
 
     crop_padding: int = option(
         0, "random crop after zero-padding by N pixels", "augmentation", 0, 64)
-    flip: bool = option(False, "random horizontal flip", "augmentation")
+    flip: bool = option(
+        False, "random horizontal flip, wrong for text and for what tells left from right",
+        "augmentation")
     rotation: float = option(
         0.0, "random rotation up to X degrees either way", "augmentation", 0, 180)
     jitter: float = option(
@@ -168,7 +169,9 @@ class Runtime:
     resume: bool = option(False, "go on after the last whole epoch, if there is one", "runtime")
     smoke: bool = option(
         False, "the whole path in under a minute: drawn images, tiny budget", "runtime")
-    name_given: bool = False  # no flag: whether run_name is the user's own word
+    # No flags: whether run_name is the user's own word, and the clock when work began.
+    name_given: bool = False
+    started: float = field(default_factory=time.perf_counter, compare=False)
 
 
 METAVARS = {"weights": "FILE", "ckpt": "FILE", "data_dir": "DIR", "out": "DIR", "target": "DIR"}

@@ -2,20 +2,27 @@
 
 Data-loader workers augment one image after the other on the CPU. Here an operation is a pure
 function of a batch and of (N,) parameters, one for each image, so that a batch costs a few large
-kernels. All parameters come from one `torch.rand` call: a captured CUDA graph holds one generator
-kernel (two with CutMix, whose numbers came later and leave the others as they were).
+kernels. The parameters of all operations come from one `torch.rand` call, those of CutMix from a
+second one, which leaves the first one's numbers as they are without it.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from common.config import Recipe
+from common.data.splits import Splits
 
-DRAWS = 12  # uniform numbers an image: 2 crop, 1 flip, 1 rotation, 3 jitter, 5 erasing
+DRAWS = (2, 1, 1, 3, 5)  # uniform numbers an image: crop, flip, rotation, jitter, erasing
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as in torchvision
+# Mean and standard deviation of each channel by which the input is scaled; else the data's own.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SCALINGS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
+# In the order of Augmentation's fields.
+WORDS = ("crop ±{} px", "flip", "rotation ±{:g}°", "colour jitter {:g}", "random erasing {:g}",
+         "CutMix {:g}")
 
 
 @dataclass(frozen=True)
@@ -35,13 +42,23 @@ class Augmentation:
         return cls(recipe.crop_padding, recipe.flip, recipe.rotation, recipe.jitter,
                    recipe.random_erasing, recipe.cutmix)
 
+    def __str__(self) -> str:
+        """What is done, in words."""
+        said = [words.format(value) for words, value in zip(WORDS, astuple(self), strict=True)
+                if value]
+        return ", ".join(said) or "none"
+
 
 class Preprocess:
-    """How uint8 images become network input; `train` augments, `clean` only normalises and resizes.
+    """How uint8 images become network input: `augment` for training, `clean` for all else.
 
-    Args:
-        mean, std: of each channel, in [0, 1].
+    Args and fields:
+        mean, std: of each channel, in [0, 1]; as fields (3,) tensors on `device`.
         resize: how many times the images are enlarged.
+        spec: what `augment` does.
+
+    Fields:
+        shift, scale: (3, 1, 1); normalised is shift + x · scale of x in [0, 1].
     """
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], resize: int,
@@ -52,6 +69,12 @@ class Preprocess:
         # (x - mean) / std is shift + x * scale, one fused pass; prepared once, not in every step.
         self.shift = (-self.mean / self.std).view(3, 1, 1)
         self.scale = (1 / self.std).view(3, 1, 1)
+
+    @classmethod
+    def of(cls, recipe: Recipe, splits: Splits, device: torch.device) -> "Preprocess":
+        """That of a recipe, for these splits."""
+        mean, std = SCALINGS.get(recipe.normalization, (splits.mean, splits.std))
+        return cls(mean, std, recipe.resize, Augmentation.of(recipe), device)
 
     def clean(self, images: Tensor) -> Tensor:
         """Network input of val and test: resized (bilinear) and normalised, nothing else.
@@ -65,8 +88,8 @@ class Preprocess:
         x = torch.addcmul(self.shift, images.float().div_(255), self.scale)
         return _enlarge(x, self.resize).contiguous(memory_format=torch.channels_last)
 
-    def train(self, images: Tensor,
-              generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
+    def augment(self, images: Tensor,
+                generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         """Network input of a training batch, every image augmented in its own way.
 
         In order: jitter, crop, mirror, rotation, resize, normalisation, erasing, CutMix.
@@ -76,24 +99,25 @@ class Preprocess:
             generator: of the images' device.
 
         Returns:
-            (images, share): (N, 3, resize·S, resize·S) float32, channels_last, and what `cutmix`
+            (images, pasted): (N, 3, resize·S, resize·S) float32, channels_last, and what `cutmix`
             says of them, None without it.
         """
         spec = self.spec
         if spec == Augmentation():
             return self.clean(images), None
         # Drawn whether used or not, so that a recipe's crops stay the same when its jitter goes.
-        u = torch.rand(DRAWS, len(images), generator=generator, device=images.device)
-        shifts = (u[:2] * (2 * spec.crop_padding + 1)).long()  # (2, N), in [0, 2·padding]
-        flip = u[2] < (0.5 if spec.flip else 0.0)
+        u = torch.rand(sum(DRAWS), len(images), generator=generator, device=images.device)
+        for_crop, for_flip, for_rotation, for_jitter, for_erasing = u.split(DRAWS)
+        shifts = (for_crop * (2 * spec.crop_padding + 1)).long()  # (2, N), in [0, 2·padding]
+        flip = for_flip[0] < (0.5 if spec.flip else 0.0)
         size = images.shape[-1] * self.resize
         x = images.float().div_(255)  # NCHW up to the last line: three times as fast on a CPU
         if spec.jitter:
-            factors = 1 + spec.jitter * (2 * u[4:7] - 1)  # (3, N), around 1
+            factors = 1 + spec.jitter * (2 * for_jitter - 1)  # (3, N), around 1
             x = color_jitter(x, *factors)
         if spec.rotation:
             dy, dx = (shifts - spec.crop_padding).float()
-            degrees = spec.rotation * (2 * u[3] - 1)
+            degrees = spec.rotation * (2 * for_rotation[0] - 1)
             x = warp(x, dy, dx, flip, degrees, size)
         else:
             # Without rotation whole pixels move: gathering them is exact and cheaper than sampling.
@@ -102,11 +126,11 @@ class Preprocess:
             x = _enlarge(x, self.resize)
         x = torch.addcmul(self.shift, x, self.scale)
         if spec.random_erasing:
-            x = erase(x, *erase_box(u[7:12], spec.random_erasing, size))
-        share = None
+            x = erase(x, *erase_box(for_erasing, spec.random_erasing, size))
+        pasted = None
         if spec.cutmix:
-            x, share = cutmix(x, spec.cutmix, generator)
-        return x.contiguous(memory_format=torch.channels_last), share
+            x, pasted = cutmix(x, spec.cutmix, generator)
+        return x.contiguous(memory_format=torch.channels_last), pasted
 
 
 def _enlarge(images: Tensor, resize: int) -> Tensor:
@@ -145,6 +169,8 @@ def warp(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, degrees: Tensor,
          size: int) -> Tensor:
     """Crop, mirror, rotate and resize in one bilinear sampling; black outside of the image.
 
+    The grid answers for every place of the *output* where in the source it is taken from, so each
+    operation is undone in reverse order: a picture turned left samples places turned right.
     Equals padding, cropping at (dy, dx) pixels from the centre, mirroring, rotating
     counter-clockwise about the centre and resizing, but samples once; so a rotation can bring in
     pixels that a crop would have cut off. With no offset, flip or rotation it equals
@@ -221,7 +247,7 @@ def cutmix(images: Tensor, probability: float,
         images: (N, C, S, S), in an order that is random.
 
     Returns:
-        (images, share): share (N,) float32 is the part of each that is now its predecessor's.
+        (images, pasted): pasted (N,) float32 is the part of each that is now its predecessor's.
     """
     size = images.shape[-1]
     u = torch.rand(4, len(images), generator=generator, device=images.device)

@@ -59,7 +59,8 @@ class Splits:
     source: str
     split_hash: str
     identity: str
-    notes: Names  # sentences that a script says before it trains
+    notes: Names = ()  # sentences that a script says before it trains
+    is_cifar10: bool = False  # TEMP
 
     @property
     def image_size(self) -> int:

@@ -11,6 +11,7 @@ by one from Python takes longer than computing them. What a capture asks of the 
 """
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, dtype
@@ -57,7 +58,8 @@ def record(work: Work, stream: "torch.cuda.Stream",
         generators: those that `work` draws from, beside the default one.
     """
     graph, home = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    if torch.__version__ < "2.14":  # later a graph finds its generators by itself
+    # Before 2.14 a graph knows only the default generator; later it finds those it meets.
+    if torch.__version__ < "2.14":
         for generator in generators:
             graph.register_generator_state(generator)
     try:
@@ -65,8 +67,9 @@ def record(work: Work, stream: "torch.cuda.Stream",
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             work()
     except RuntimeError:
-        # A capture that fails leaves its stream current and, before torch 2.14, every generator in
-        # the middle of a capture, so that the next random number would raise.
+        # A capture that fails leaves its stream current. Before torch 2.14 it also leaves every
+        # generator believing that it is being captured, so that the next random number would
+        # raise: each gets the state of a fresh one, and the next epoch seeds it.
         torch.cuda.set_stream(home)
         for generator in (*generators, torch.cuda.default_generators[home.device_index]):
             fresh = Generator(generator.device)
@@ -80,9 +83,14 @@ def capture(work: Work, trial: Callable[[Work], float],
             *generators: Generator) -> "torch.cuda.CUDAGraph":
     """`work` as a graph, checked: replayed, it gives what it gives eagerly.
 
+    A capture that went wrong need not raise: a graph that misses a launch, or holds a value that
+    should change, replays without a word. So the same `trial` is made with `work` and with the
+    replay, from one state, and both have to give the same number.
+
     Args:
         trial: does its argument a few times from a fixed beginning; returns a number that tells
-            right from wrong.
+            right from wrong, such as the loss of two steps, of which the second sees what the
+            first has updated.
         state: every tensor that `work` changes. All are afterwards as they were before.
 
     Raises:
@@ -128,11 +136,32 @@ def first_reason(error: BaseException) -> str:
     return reason(error)
 
 
+def accelerate(step: Any, images: Tensor, compiles: bool) -> tuple[Work, Forward]:
+    """(the step, the eval-time pass) as one CUDA graph each; on a CPU both as they are.
+
+    Args:
+        step: a `TrainStep`, on the device of its model.
+        images: (N, 3, H, W) uint8, a batch as evaluation will see it.
+        compiles: let torch.compile make the kernels, which are captured then.
+    """
+    if compiles:
+        compile_model(step.model)
+    if step.device.type != "cuda":
+        return step, eager_forward(step.model, step.prepare, step.amp)
+    # Evaluation first: a capture that fails would disturb the random numbers of an earlier graph.
+    forward = captured_forward(step.model, step.prepare, step.amp, images)
+    try:
+        return capture(step, step.trial, step.state, step.generator).replay, forward
+    except RuntimeError as error:
+        print(f"eager steps: the step cannot be captured as a CUDA graph ({first_reason(error)})")
+        return step, forward
+
+
 def eager_forward(model: Module, prepare: Preprocess, amp: dtype | None) -> Forward:
     """The eval-time pass from uint8 images to logits, for a model in eval mode."""
     def forward(images: Tensor) -> Tensor:
-        device, mixed = images.device.type, amp is not None
-        with torch.no_grad(), torch.autocast(device, amp, enabled=mixed, cache_enabled=False):
+        autocast = torch.autocast(images.device.type, amp, enabled=bool(amp), cache_enabled=False)
+        with torch.no_grad(), autocast:
             return model(prepare.clean(images)).float()
     return forward
 

@@ -1,5 +1,6 @@
 """Device, seeds, mixed precision and the decision to compile."""
 import ctypes
+import gc
 import os
 import platform
 import re
@@ -41,7 +42,7 @@ def pick_device(runtime: Runtime) -> torch.device:
 
 def set_up(runtime: Runtime, seed: int, tune: bool = False) -> torch.device:
     """The device, after seeding torch and setting determinism, TF32 and, on a CPU, how memory is
-    kept.
+    kept; what an earlier run of this process left on a GPU is freed.
 
     Args:
         tune: let cuDNN try several algorithms for each convolution. A step of B2 is then 1.4 times
@@ -51,6 +52,8 @@ def set_up(runtime: Runtime, seed: int, tune: bool = False) -> torch.device:
     device = pick_device(runtime)
     if device.type == "cpu":
         _keep_freed_memory()
+    else:
+        _forget_earlier_runs()
     torch.manual_seed(seed)
     fast = not runtime.deterministic
     backends.cudnn.benchmark = fast and tune
@@ -62,6 +65,14 @@ def set_up(runtime: Runtime, seed: int, tune: bool = False) -> torch.device:
         # Else every torch.empty is filled, in a launch of its own.
         torch.utils.deterministic.fill_uninitialized_memory = False
     return device
+
+
+def _forget_earlier_runs() -> None:
+    """Free what an earlier run left on the GPU, so that no run's peak is another's."""
+    gc.collect()  # a compiled model is a cycle of references
+    torch._C._cuda_clearCublasWorkspaces()
+    cuda.empty_cache()
+    cuda.reset_peak_memory_stats()
 
 
 def _keep_freed_memory() -> None:

@@ -1,0 +1,150 @@
+"""A run's folder, `<out>/<script>/<name>/`: new or gone on with, and one process's alone; and the
+copy of its best.pt that the next command finds."""
+import filecmp
+import itertools
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from common.config import Recipe, Runtime, difference
+from common.data.splits import Splits
+from common.errors import InputError
+from common.files import Json, atomic, read_json, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows has none, and no lock then
+    fcntl = None
+
+# What a run that died before the end of its first epoch leaves behind.
+LEFTOVERS = {"recipe.json", "last.pt", "cifar10_sample_images.png", "sample_images.png",
+             "augmented_batch.png"}
+_locked: set[Path] = set()  # folders that are this process's
+
+
+def claim_folder(script: str, recipe: Recipe, runtime: Runtime, splits: Splits,
+                 versions: Json) -> Path:
+    """The run's folder, which is this process's alone until its end.
+
+    A new folder gets its recipe.json, with --resume too; one that holds a run is refused unless it
+    is resumed.
+
+    Raises:
+        InputError: the folder holds a run and --resume is absent, --resume finds another recipe or
+            other data, or another process trains there.
+    """
+    first = folder = Path(runtime.out, script, runtime.run_name or recipe.name())
+    if runtime.smoke and not (runtime.name_given or runtime.resume):
+        # A trial run never stands in the way of the next one.
+        numbers = itertools.count(2)
+        while _holds_run(folder):
+            folder = first.with_name(f"{first.name}-{next(numbers)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    _lock(folder)
+    data = {"split_hash": splits.split_hash, "identity": splits.identity}
+    if runtime.resume and (folder / "recipe.json").is_file():
+        _check_same(folder, asdict(recipe), data)
+        return folder
+    if _holds_run(folder):
+        raise InputError(f"{folder} holds a run already: go on with --resume, or choose a new "
+                         "--name")
+    if runtime.resume:
+        print("nothing to resume: the run begins", *_of_other_length(folder, recipe), sep="; ")
+    kept = asdict(runtime)
+    del kept["started"]  # says nothing to another process
+    write_json(folder / "recipe.json", {"script": script, "recipe": asdict(recipe),
+                                        "runtime": kept, **data, "versions": versions})
+    # Of a run that ended before its first epoch did.
+    (folder / "last.pt").unlink(missing_ok=True)
+    return folder
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether there is more than what a run leaves that ends within its first epoch."""
+    # A process that is killed while it writes leaves its temporary file.
+    return any(file.name not in LEFTOVERS and file.suffix != ".tmp" for file in folder.glob("*"))
+
+
+def _lock(folder: Path) -> None:
+    """Keep other processes out of a run's folder until this one ends, however it ends."""
+    # Of the folder itself, not of a file in it, which a kill would leave behind.
+    place = folder.resolve()
+    if fcntl is None or place in _locked:
+        return
+    handle = os.open(place, os.O_RDONLY)  # closed with the process
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{folder} is being trained by another process: wait for it, or choose a "
+                         "new --name") from None
+    except OSError:  # a file system without locks
+        pass
+    _locked.add(place)
+
+
+def _stored_recipe(folder: Path) -> tuple[Json, Json]:
+    """(content of recipe.json, its recipe with every field; those younger than the run are as they
+    were by default)."""
+    file = folder / "recipe.json"
+    stored = read_json(file, ("recipe", "split_hash"))
+    if not isinstance(stored["recipe"], dict):
+        raise InputError(f"{file} holds no recipe: restore it, or choose a new --name")
+    return stored, asdict(Recipe()) | stored["recipe"]
+
+
+def _check_same(folder: Path, recipe: Json, data: dict[str, str]) -> None:
+    """Raise InputError if the run in `folder` has another recipe or other data."""
+    stored, before = _stored_recipe(folder)
+    changes = difference(before, recipe)
+    if {"epochs", "head_epochs"} >= {change.partition(":")[0] for change in changes} > set():
+        raise InputError(f"--resume: {folder} was planned with another length "
+                         f"({'; '.join(changes)}), and its schedule cannot be changed: begin the "
+                         f"longer run under a new --name, or train on from its weights with "
+                         f"--weights {folder / 'best.pt'} and a new --name")
+    if any(stored.get(key, value) != value for key, value in data.items()):
+        changes.append("the images are not those it was trained on")
+    if changes:
+        raise InputError(f"--resume: the recipe or the data differs from that of {folder} "
+                         f"({'; '.join(changes)}): restore it, or choose a new --name")
+
+
+def _of_other_length(folder: Path, recipe: Recipe) -> list[str]:
+    """A sentence on runs beside `folder` that differ from its recipe in their length alone."""
+    found = []
+    for path in sorted(folder.parent.glob("*/recipe.json")):
+        try:
+            _, other = _stored_recipe(path.parent)
+        except InputError:
+            continue
+        same_length = {key: other[key] for key in ("epochs", "head_epochs")}
+        if path.parent != folder and other == asdict(replace(recipe, **same_length)):
+            found.append(path.parent.name)
+    return [f"of another length, and left alone: {', '.join(found)}"] if found else []
+
+
+def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> Path:
+    """Copy a run's best.pt to `target`, say so in one line, and return where it can be named.
+
+    A file that is there already, and of which no run has a copy, takes another name. Where nothing
+    can be written, the line says that, and `best` is returned.
+
+    Args:
+        runs: the folder of all run folders.
+    """
+    note = ""
+    try:
+        with atomic(target) as file:
+            file.write(best.read_bytes())
+            file.flush()  # a full disk shows here, before anything of the user's is moved
+            same = (filecmp.cmp(target, copy, shallow=False) for copy in runs.rglob("best.pt"))
+            if target.exists() and not any(same):
+                aside, numbers = target, itertools.count(1)
+                while aside.exists():
+                    aside = target.with_suffix(f".{next(numbers)}.pt")
+                os.replace(target, aside)
+                note = f" (the file that was there is now {aside})"
+    except OSError as error:
+        print(f"{best} is not copied to {target} ({error.strerror}): name it by its own path")
+        return best
+    print(f"{best} -> {target}{note}")
+    return target
