@@ -23,6 +23,7 @@ DEFAULT = Recipe(
 )
 RECIPES = {"default": DEFAULT, "report": DEFAULT}  # the report's recipe is the point of this phase
 SMOKE = {"simple_cnn": dict(synthetic=True, train_limit=3000, val_size=500, epochs=6, lr=1e-2)}
+FLAGS = ("momentum",)
 
 
 def train(recipe: Recipe, runtime: Runtime) -> None:
@@ -45,7 +46,7 @@ def train(recipe: Recipe, runtime: Runtime) -> None:
 
 
 def main() -> None:
-    train(*parse(__doc__, RECIPES, SMOKE))
+    train(*parse(__doc__, RECIPES, SMOKE, FLAGS))
 
 
 if __name__ == "__main__":

@@ -53,8 +53,8 @@ SCRATCH = replace(DEFAULT, pretrained=False, warmup_epochs=1, head_epochs=0)
 RECIPES = {"default": DEFAULT, "scratch": SCRATCH, "report": REPORT}
 SMOKE = {"efficientnet_b2": dict(synthetic=True, pretrained=False, lr=2e-3, train_limit=600,
                                  val_size=200, head_epochs=1, epochs=4, batch_size=30)}
-FLAGS = ("resize", "head_epochs", "head_lr", "label_smoothing", "random_erasing", "cutmix",
-         "patience", "weights", "pretrained")
+FLAGS = ("resize", "head_epochs", "head_lr", "label_smoothing", "crop_padding", "flip", "rotation",
+         "jitter", "random_erasing", "cutmix", "patience", "weights", "pretrained")
 
 
 def pick(given: argparse.Namespace, name: str) -> str:

@@ -66,8 +66,9 @@ SMOKE = {
     "improved_cnn": dict(DRAWN, train_limit=3000, val_size=500, epochs=5),
     "se_resnet18": dict(DRAWN, train_limit=600, val_size=200, epochs=2, batch_size=50),
 }
-FLAGS = ("model", "stem", "dropout", "warmup_epochs", "label_smoothing", "random_erasing",
-         "cutmix", "pretrained", "weights")
+FLAGS = ("model", "stem", "dropout", "warmup_epochs", "momentum", "label_smoothing",
+         "crop_padding", "flip", "rotation", "jitter", "random_erasing", "cutmix", "pretrained",
+         "weights")
 
 
 def pick(given: argparse.Namespace, name: str) -> str:

@@ -4,6 +4,7 @@ line made from both.
 Imports nothing but the standard library, so that `--help` and a wrong flag answer before torch is
 loaded.
 """
+import filecmp
 import math
 import os
 import re
@@ -103,30 +104,33 @@ class Recipe:
     cutmix: float = option(
         0.0, "probability that a square of another image is pasted in", "augmentation", 0, 1)
 
-    def name(self, data: str | None = None, base: "Recipe | None" = None) -> str:
+    def name(self, data: str | None = None, start: str | None = None,
+             base: "Recipe | None" = None) -> str:
         """Name of this recipe's run: model, stem, size, weights, data, all that differs from
         `base`, and seed, in letters, digits, `.`, `-` and `_`.
 
         Args:
-            data: the folder that --data-dir names, if any.
+            data: name of the data, where it is not CIFAR-10's usual place.
+            start: name of the pretrained weights; None: made from their file's.
             base: the recipe that the script starts from; None: name no differences.
         """
-        weights = Path(self.weights or "pretrained").absolute()
-        # Every run has a best.pt: its folder tells which.
-        start = weights.parent.name if weights.name == "best.pt" else weights.stem
+        words = [self.model]
+        if self.model == "se_resnet18":
+            words.append(self.stem)
+        if self.resize > 1:
+            words.append(f"x{self.resize}")
+        if self.pretrained:
+            words.append(start or Path(self.weights or "pretrained").stem)
+        if self.synthetic:
+            words.append("synthetic")
+        if data:
+            words.append(data)
+        if self.train_limit:
+            words.append(f"limit{self.train_limit}")
         changed = sorted(vars(self).items() - vars(base or self).items())
-        words = [
-            self.model,
-            self.stem * (self.model == "se_resnet18"),
-            f"x{self.resize}" * (self.resize > 1),
-            start * self.pretrained,
-            "synthetic" * self.synthetic,
-            data and Path(data).resolve().name,
-            self.train_limit and f"limit{self.train_limit}",
-            *(f"{key}{value}" for key, value in changed if key not in NAMED),
-            f"seed{self.seed}",
-        ]
-        return "-".join(re.sub(r"[^\w.-]+", "_", word)[:40] for word in words if word)
+        words += [f"{key}{value}" for key, value in changed if key not in NAMED]
+        words.append(f"seed{self.seed}")
+        return "-".join(re.sub(r"[^\w.-]+", "_", word)[:40] for word in words)
 
 
 # Fields that have a part of their own in a run's name.
@@ -231,13 +235,12 @@ def _add_flag(parser: ArgumentParser, item: Field, default: Any) -> None:
     """Add one field's flag; absent flags leave no attribute, so that a recipe's own value
     stands."""
     name, kind = item.name, item.type
-    help, title, bounds, choices = item.metadata.values()
+    about, help = item.metadata, item.metadata["help"]
     groups = {group.title: group for group in parser._action_groups}
-    group = groups.get(title) or parser.add_argument_group(title)
+    group = groups.get(about["group"]) or parser.add_argument_group(about["group"])
     if default is not None and default is not False:
         help += f" (default: {'yes' if default is True else default})"
-    add = partial(group.add_argument, flag_of(name), dest=name, default=SUPPRESS,
-                  help=help)
+    add = partial(group.add_argument, flag_of(name), dest=name, default=SUPPRESS, help=help)
     if kind is bool:
         negatable = default or name == "pretrained"
         add(action=BooleanOptionalAction if negatable else "store_true")
@@ -246,11 +249,11 @@ def _add_flag(parser: ArgumentParser, item: Field, default: Any) -> None:
     elif name == "run_name":
         add(type=a_name, metavar="NAME")
     elif kind is float:
-        add(type=checked(float, *bounds), metavar="X")
+        add(type=checked(float, *about["bounds"]), metavar="X")
     elif kind in (int, int | None):
-        add(type=checked(int, *bounds), metavar="N")
+        add(type=checked(int, *about["bounds"]), metavar="N")
     else:
-        add(choices=choices, metavar=None if choices else "NAME")
+        add(choices=about["choices"])
 
 
 def collect(namespace: Namespace, base: Any) -> Any:
@@ -303,9 +306,27 @@ def settle(given: Namespace, base: Recipe,
     refuse_without_effect(given, recipe, runtime)
     if runtime.run_name:
         return recipe, replace(runtime, name_given=True)
+    start = weights_name(recipe.weights, runtime.out) if recipe.weights else None
+    data = runtime.data_dir and Path(runtime.data_dir).resolve().name
+    name = recipe.name(data, start, base)
     kind = "smoke" if runtime.smoke else given.recipe
-    name = f"{kind}-{recipe.name(runtime.data_dir, base)}".removeprefix("default-")
-    return recipe, replace(runtime, run_name=name)
+    return recipe, replace(runtime, run_name=name if kind == "default" else f"{kind}-{name}")
+
+
+def weights_name(file: str, runs: str) -> str:
+    """What a weights file is called: by its own name, a run's best.pt by the run's.
+
+    Args:
+        runs: folder of the run folders; ./best.pt is the copy of one of theirs.
+    """
+    path = Path(file).absolute()
+    if path.name != "best.pt":
+        return path.stem
+    if path.is_file() and not (path.parent / "recipe.json").exists():
+        for own in sorted(Path(runs).rglob("best.pt")):
+            if filecmp.cmp(path, own, shallow=False):
+                return own.parent.name
+    return path.parent.name
 
 
 def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Values],

@@ -67,7 +67,7 @@ def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int =
                  f"epoch ({best['epoch']}): gap {_points(gap)}.")
     if regularised:
         where = "below" if running < val else "above"
-        if percent(running) == percent(val):
+        if percent(running) == percent(val):  # as they are shown
             where = "equal to"
         words.append(f"During that epoch, augmented, train accuracy was {percent(running)}, "
                      f"{where} val: the two are not the same measurement.")
@@ -136,8 +136,10 @@ def _verdict(val_top1: list[float], train: float, turned: bool, classes: int) ->
     if turned and gap >= OPEN_GAP:
         return "overfit", f"Val loss rose again, and the gap is at least {_points(OPEN_GAP)}."
     if max(train, best) >= LOW_TOP1:
-        rose = "; val loss did rise again, as the net grew too sure of its errors" * turned
-        return "good fit", f"The net fits its training images, and the gap is narrow{rose}."
+        reason = "The net fits its training images, and the gap is narrow"
+        if turned:
+            reason += "; val loss did rise again, as the net grew too confident in its errors"
+        return "good fit", f"{reason}."
     pace = (val_top1[-1] - val_top1[-MIN_EPOCHS]) / (MIN_EPOCHS - 1)
     if pace > STILL_RISING:
         return "too short to tell", f"Val accuracy was still rising by {_points(pace)} an epoch."
