@@ -90,8 +90,3 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-
-
-def freeze_backbone(model: nn.Module, name: str) -> None:
-    """TEMP"""
-    freeze_all_but(model, HEADS[name])
