@@ -10,7 +10,7 @@ from efficientnet_pytorch.model import MBConvBlock
 from efficientnet_pytorch.utils import Conv2dStaticSamePadding
 from torch import Tensor, nn
 
-from common.models.se_resnet import SpatialMean
+from common.models.launches import SpatialMean, drop_connect_masks
 
 # B2's own size: "same" padding is fixed for it, whatever the input, as ImageNet's weights know it.
 PADDING_IMAGE_SIZE = 260
@@ -103,14 +103,10 @@ class LeanEfficientNet(EfficientNet):
     def extract_features(self, inputs: Tensor) -> Tensor:
         """(N, 3, H, W) → (N, 1408, h, w)."""
         x = self._swish(self._bn0(self._conv_stem(inputs)))
-        blocks, rate = len(self._blocks), self._global_params.drop_connect_rate
+        blocks = len(self._blocks)
         masks = [None] * blocks
         if self.training:
-            # Stochastic depth (Huang et al. 2016, arXiv:1603.09382): the chance that an image keeps
-            # a block falls from block to block. In fp32, since bf16 distorts small rates.
-            kept = 1 - rate / blocks * torch.arange(blocks, device=x.device).view(-1, 1, 1, 1, 1)
-            drawn = torch.rand(blocks, len(x), 1, 1, 1, device=x.device)
-            masks = ((drawn < kept) / kept).to(x.dtype)  # (blocks, N, 1, 1, 1)
+            masks = drop_connect_masks(x, blocks, self._global_params.drop_connect_rate)
         for block, mask in zip(self._blocks, masks):
             x = block(x, mask)
         return self._swish(self._bn1(self._conv_head(x)))

