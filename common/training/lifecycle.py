@@ -13,8 +13,7 @@ from common.data.augment import Augmentation, Preprocess
 from common.data.splits import Splits
 from common.files import Json, write_csv, write_json
 from common.metrics import confusion_matrix, wilson_interval
-from common.models.build import architecture, build, count_parameters
-from common.models.trace import describe
+from common.models.build import architecture, build, count_parameters, describe
 from common.models.weights import LITE2_ORIGIN, load_weights, retake_statistics
 from common.training import console
 from common.training.curves import MAX_TILES, augmented_batch, curves, sample_grid
