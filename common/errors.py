@@ -42,11 +42,6 @@ def reason(error: Exception) -> str:
     return first.rstrip(":")[:120] or type(error).__name__
 
 
-def wants_memory(error: BaseException) -> bool:
-    """TEMP"""
-    return "memory" in str(error) and "illegal" not in str(error)
-
-
 class _Signals:
     """Whether a `deferred_signals` block holds the first signal back, and the one that it holds."""
 

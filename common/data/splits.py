@@ -59,8 +59,7 @@ class Splits:
     source: str
     split_hash: str
     identity: str
-    notes: Names = ()  # sentences that a script says before it trains
-    is_cifar10: bool = False  # TEMP
+    notes: Names  # sentences that a script says before it trains
 
     @property
     def image_size(self) -> int:
