@@ -101,22 +101,21 @@ def training_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0,
     return (log_probs * targets).sum() / -images
 
 
-class SpatialMean(torch.autograd.Function):
-    """Mean over height and width, (N, C, H, W) → (N, C); plain: `x.mean((2, 3))`.
+class WithSpatialMean(torch.autograd.Function):
+    """x (N, C, H, W) itself and its mean over height and width (N, C); plain: `x, x.mean((2, 3))`.
 
-    Its gradient is the same for every pixel, so it is a view of one value a channel; that of
-    `x.mean` would fill a map as large as x.
+    The mean's gradient is the same for every pixel. Here, where it meets the gradient of the other
+    use of x, it is added to that; `x.mean` would fill a map as large as x, and autograd add it.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.shape = x.shape
-        return x.mean((2, 3))
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.pixels = x.shape[2] * x.shape[3]
+        return x, x.mean((2, 3))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        pixels = ctx.shape[2] * ctx.shape[3]
-        return (grad / pixels)[:, :, None, None].expand(ctx.shape)
+    def backward(ctx: Any, grad: Tensor, grad_of_mean: Tensor) -> Tensor:
+        return torch.add(grad, grad_of_mean[:, :, None, None], alpha=1 / ctx.pixels)
 
 
 def drop_connect_masks(x: Tensor, blocks: int, rate: float) -> Tensor:

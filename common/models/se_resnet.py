@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.models.launches import SpatialMean
+from common.models.launches import WithSpatialMean
 
 
 class SqueezeExcite(nn.Module):
@@ -20,7 +20,7 @@ class SqueezeExcite(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Squeeze: one value a channel, (N, C, H, W) → (N, C).
-        squeezed = SpatialMean.apply(x)
+        x, squeezed = WithSpatialMean.apply(x)
         # Excite: (N, C) → (N, C / 16) → (N, C), each gate in (0, 1).
         hidden = F.relu(self.reduce(squeezed))
         gate = torch.sigmoid(self.expand(hidden))
