@@ -4,14 +4,20 @@
 the terminal's end.
 """
 import errno
+import logging
 import os
+import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing can be written there
+# The words of torch on either device, of CUDA's libraries, of OpenCV and of C++ for it.
+NO_MEMORY = re.compile("out of memory|not enough memory|tried to allocate|alloc_failed|"
+                       "insufficient memory|bad_alloc", re.IGNORECASE)
 
 
 class InputError(Exception):
@@ -37,9 +43,21 @@ class Interrupted(BaseException):
 
 def reason(error: Exception) -> str:
     """What a library's exception says, cut to its first line and 120 characters; its type where
-    it says nothing."""
+    it says nothing.
+
+    Raises:
+        Exception: `error` itself where it is a want of memory, which is no fault of what was read.
+    """
+    if out_of_memory(error):
+        raise error
     first = str(error).strip().split("\n")[0]
     return first.rstrip(":")[:120] or type(error).__name__
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an exception is a want of memory, whoever raised it."""
+    system = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    return system or bool(NO_MEMORY.search(str(error)))
 
 
 class _Signals:
@@ -88,35 +106,65 @@ def deferred_signals() -> Iterator[Callable[[str], None]]:
         _Signals.deferred, _Signals.pending = outer, None
 
 
-def _outcome(main: Callable[[], int | None]) -> tuple[int, str]:
-    """(exit code, what to say on stderr) of a script."""
-    try:
-        code = main() or 0
-        print(end="", flush=True)  # a closed pipe may only show now
-        return code, ""
-    except (InputError, RunError, Interrupted) as error:
-        return error.code, str(error)
-    except SystemExit as stop:  # of --help or a refused flag, which has said its line
-        return stop.code, ""
-    except BrokenPipeError:  # whoever read the output has left, as `| head` does
-        return 1, ""
-    except OSError as error:
-        remedy = "check the path and its permissions, or name another place"
-        if error.errno in FULL:
-            remedy = "free some space, or choose another place with --out"
-        elif error.filename is None:
-            raise  # not about a place, so a bug
-        return 1, f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
+def _quiet_libraries() -> None:
+    """Keep off the terminal what libraries say of themselves; errors are raised all the same."""
+    logging.disable(logging.WARNING)
+    if not sys.warnoptions:  # python -W asks for them
+        warnings.simplefilter("ignore")
+    for name in ("TORCH_CPP_LOG_LEVEL", "OPENCV_LOG_LEVEL"):
+        os.environ.setdefault(name, "ERROR")
 
 
-def run_script(main: Callable[[], int | None]) -> None:
-    """Exits with what `main` returns (None is 0), each expected failure being one line on stderr
-    and its exit code; no encoding of the terminal and no closed pipe makes a traceback."""
-    _catch_signals()
+def _open_streams() -> None:
+    """Make every stream one that can be written to, whatever the terminal's encoding is, and
+    though it was closed when the program began."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # Takes the lowest free number, the stream's own: no file of ours can get it, into which
+            # a C library would print.
+            setattr(sys, name, open(os.devnull, mode))
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    code, message = _outcome(main)
+
+
+def _expected(error: Exception, eases: str) -> str:
+    """One line for an exception that tells of the machine; empty for a bug."""
+    if out_of_memory(error):
+        return f"out of memory: {eases or 'close other programs, or use a larger machine'}"
+    full = isinstance(error, OSError) and error.errno in FULL
+    if not full and getattr(error, "filename", None) is None:
+        return ""
+    remedy = "check the path and its permissions, or name another place"
+    if full:
+        remedy = "free some space, or choose another place"
+    return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
+
+
+def run_script(main: Callable[[], int | None], eases: str = "") -> None:
+    """Exits with what `main` returns (None is 0), each expected failure being one line on stderr
+    and its exit code; no encoding of the terminal and no closed stream makes a traceback.
+
+    Args:
+        eases: what the script's user can do about a want of memory.
+    """
+    _catch_signals()
+    _open_streams()
+    _quiet_libraries()
+    code, message = 1, ""
+    try:
+        code = main() or 0
+        print(end="", flush=True)  # a closed pipe may only show now
+    except (InputError, RunError, Interrupted) as error:
+        code, message = error.code, str(error)
+    except SystemExit as stop:  # of --help or a refused flag, which has said its line
+        code = stop.code
+    except BrokenPipeError:  # whoever read the output has left, as `| head` does
+        code = 1
+    except Exception as error:
+        code, message = 1, _expected(error, eases)
+        if not message:
+            raise
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to save
     if message:
         line = " ".join(message.splitlines())

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 from common.errors import InputError, reason
 
 TIMEOUT_S = 8
+PIECE = 1 << 20  # bytes of a file that are read at once
 Json = dict[str, Any]  # an object of a JSON file, or what a checkpoint holds
 # Files whose publishers put the first digits of the sha256 into the name.
 PUBLISHED = ("efficientnet-b2-8bb594d6.pth", "efficientnet-lite2-9656183e.pth",
@@ -74,8 +75,8 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> Json:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): restore it, or start anew with "
-                         "another --name") from None
+        raise InputError(f"{path} cannot be read ({reason(error)}): restore it, or use another"
+                         ) from None
     return _with_keys(path, value, keys)
 
 
@@ -86,14 +87,20 @@ def _with_keys(path: Path, value: Any, keys: Iterable[str]) -> Json:
                          "record: use another file")
     for key in keys:
         if key not in value:
-            raise InputError(f"{path} lacks {key!r}, so this project did not write it: "
-                             "use another file")
+            what = "it is of another kind, or another program's"
+            if "training" in value:
+                what = "it is a run's last.pt, with which only --resume can go on"
+            raise InputError(f"{path} lacks {key!r}, as {what}: use another file")
     return value
 
 
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file of any size."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:  # sixty thousand small files, too
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def check_named_digest(path: Path) -> None:
@@ -148,6 +155,8 @@ def read_checkpoint(path: Path, keys: Iterable[str] = ()) -> Json:
     """
     import torch
 
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a file in it, such as a best.pt")
     if not path.is_file():
         raise InputError(f"{path} does not exist: train first, or give another file")
     if path.stat().st_size == 0:

@@ -13,6 +13,7 @@ from matplotlib.font_manager import get_font_names
 from matplotlib.ticker import LogFormatter
 
 from common.files import atomic
+from common.words import short
 
 # Okabe & Ito's colours, told apart by colour-blind readers as well.
 TRAIN, VAL, ACCENT, MUTED = "#E69F00", "#0072B2", "#D55E00", "#666666"
@@ -31,12 +32,6 @@ STYLE = {
 MAX_CLASSES = 20  # rows of a sample grid
 MAX_TITLE = 150  # characters
 MAX_INCHES = 30  # of a figure's side, whatever it shows
-
-
-def short(name: str, most: int = 18) -> str:
-    """A name that fits, and that can be drawn even where its bytes are no UTF-8."""
-    shown = "".join(one if one.isprintable() or one == "\n" else "?" for one in name)
-    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 @contextmanager
@@ -80,10 +75,5 @@ def new_figure(path: Path, title: str, size: tuple[float, float], note: str = ""
             if axis.get_scale() == "log":
                 axis.set_major_formatter(LogFormatter())  # powers of ten without markup
                 axis.set_minor_formatter(LogFormatter())
-        _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    """The figure's PNG file; two savings give the same bytes."""
-    with atomic(path) as file:
-        figure.savefig(file, metadata={"Software": None})
+        with atomic(path) as file:
+            figure.savefig(file, metadata={"Software": None})  # two savings give the same bytes

@@ -1,5 +1,7 @@
-"""How numbers are put into words: one rule for percent, counts and durations, wherever they are
-printed."""
+"""How numbers and names are put into words: one rule for percent, counts, durations and long names,
+wherever they are shown."""
+from collections import Counter
+from collections.abc import Iterable
 
 
 def percent(share: float | None, digits: int = 2, sign: str = "") -> str:
@@ -29,3 +31,26 @@ def duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:.1f} h"
+
+
+def short(name: str, most: int = 18) -> str:
+    """A name of at most `most` characters, cut in its middle, that can be drawn even where its
+    bytes are no UTF-8."""
+    shown = "".join(one if one.isprintable() or one == "\n" else "?" for one in name)
+    left = most // 2
+    return shown if len(shown) <= most else f"{shown[:left]}…{shown[len(shown) - most + left + 1:]}"
+
+
+def shorten(names: Iterable[str], most: int) -> dict[str, str]:
+    """`short` of each name; where that makes names alike, longer, until they differ."""
+    lengths = dict.fromkeys(names, most)
+    while True:
+        shown = {name: short(name, length) for name, length in lengths.items()}
+        alike = Counter(shown.values())
+        # A name that is whole cannot be told apart any better.
+        again = [name for name, text in shown.items()
+                 if alike[text] > 1 and lengths[name] < len(name)]
+        if not again:
+            return shown
+        for name in again:
+            lengths[name] += 1

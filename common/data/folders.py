@@ -2,11 +2,14 @@
 import contextlib
 import hashlib
 import os
+import re
 import tempfile
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, NoReturn, TextIO
 
 import cv2
 import numpy as np
@@ -14,14 +17,20 @@ from numpy import ndarray
 from tqdm import tqdm
 
 from common.data.splits import Names, Split, as_split
-from common.errors import InputError, reason
-from common.files import atomic
+from common.errors import InputError, out_of_memory, reason
+from common.files import atomic, read_json, sha256
 from common.words import count
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 PARTS = {"train": "train", "training": "train", "test": "test", "testing": "test",
          "val": "val", "valid": "val", "validation": "val"}
 SYSTEM_FILES = ("thumbs.db", "__macosx")  # hidden like names that begin with a dot
+# A folder with one of these files, and this key in it, is what a command of this project wrote.
+OUTPUT = {"recipe.json": "script", "request.json": "ckpt", "ablation.json": "rows"}
+RUN, LINK = "run folder", "link to a folder read already"  # what else may be left out
+# What decoders print when pixels are lost; after any other warning the picture is whole. Bytes
+# before a JPEG's end (0xd9) come after all pixels.
+LOST = re.compile("Corrupt JPEG data(?!.*(0xd9|ICC))|Premature end|libpng error")
 DEFAULT_SIZE = 64  # of pictures that are not all square, equal and small
 LARGEST_AS_IS = 96
 Listing = dict[str, list[tuple[str, int]]]  # for each part its pictures: name, label
@@ -46,7 +55,7 @@ def read_tree(folder: Path, size: int | None,
     names = [name for files in listing.values() for name, _ in files]
     images, notes = _read_all(folder, names, size, fit)
     if others:
-        notes += (f"{count(others, 'other file')} left out",)
+        notes += (f"{count(others.total(), 'other file')} left out ({in_words(others)})",)
     pools: dict[str, Split] = {}
     ends = np.cumsum([len(files) for files in listing.values()])
     for (part, files), pictures in zip(listing.items(), np.split(images, ends)):
@@ -55,48 +64,104 @@ def read_tree(folder: Path, size: int | None,
     return pools, _printable(classes), notes
 
 
-def _find(folder: Path) -> tuple[Listing, list[str], int]:
-    """(the pictures of each part, class names, number of files left out)."""
-    roots = {PARTS[name.lower()]: os.path.join(folder, name)
-             for name in _subfolders(folder) if name.lower() in PARTS}
-    if "train" not in roots or len(roots) == 1:
-        if any(map(_subfolders, roots.values())):  # half a layout, not classes of such names
-            return {}, [], 0
-        roots = {"train": str(folder)}
-    classes = sorted({name for root in roots.values() for name in _subfolders(root)})
-    start = len(os.path.join(folder, ""))
-    listing: Listing = {}
-    others, empty = 0, []
+def walk(folder: str | Path) -> tuple[list[str], Counter[str]]:
+    """(paths of the pictures in and below a folder, in order; the other files by their suffix).
+
+    The one way in which every command goes through a tree. Links to folders are followed, but each
+    folder is read once, and none that holds `folder`. What is hidden is passed over; a folder that
+    a command of this project wrote is, too, and counts as one file.
+
+    Raises:
+        InputError: a folder that cannot be read.
+    """
+    found: list[str] = []
+    others: Counter[str] = Counter()
+    seen = set(Path(folder).resolve().parents)
+    for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
+        real = Path(place).resolve()
+        if real in seen or _is_output(place, files):
+            others[LINK if real in seen else RUN] += 1
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = _visible(folders)  # the only ones that are walked into
+        for name in _visible(files):
+            path = os.path.join(place, name)
+            # A broken link will be named when it is read; a pipe would never end.
+            if name.lower().endswith(SUFFIXES) and (os.path.isfile(path) or os.path.islink(path)):
+                found.append(path)
+            else:
+                others[_suffix(name)] += 1
+    return sorted(found), others
+
+
+def in_words(others: Counter[str], most: int = 4) -> str:
+    """`12 × .heic, 1 × .txt`, the most frequent first."""
+    words = [f"{n:,} × {kind}" for kind, n in others.most_common(most)]
+    return ", ".join(words + ["…"] * (len(others) > most))
+
+
+def _find(folder: Path) -> tuple[Listing, list[str], Counter[str]]:
+    """(the pictures of each part, class names, the files left out by their suffix)."""
+    roots, others = _roots(folder)
+    found: dict[str, dict[str, list[str]]] = {}
+    empty = []
     for part, root in roots.items():
-        found = listing[part] = []
-        for label, name in enumerate(classes):
-            place = os.path.join(root, name)
-            files = _files(place)
-            pictures = [file for file in files if file.lower().endswith(SUFFIXES)]
-            found += [(path[start:], label) for path in sorted(pictures)]
-            others += len(files) - len(pictures)
+        pictures_of = found[part] = {}
+        below, files = _top(root)
+        others.update(map(_suffix, files))
+        for path in below:
+            pictures, rest = walk(path)
+            others += rest
+            if rest[RUN] and not pictures:
+                continue  # the folder of the runs is no class
+            # A letter and its accent may be one character or two.
+            name = unicodedata.normalize("NFC", os.path.basename(path))
+            pictures_of.setdefault(name, []).extend(pictures)
             if not pictures:
-                empty.append(place)
-        if all(Path(name).stem.isdecimal() for name, _ in found):
+                remedy = f", but {in_words(rest)}: convert it to .jpg" if rest else ": add some"
+                empty.append(f"{path} holds no picture{remedy}, or remove the class")
+    classes = sorted({name for pictures_of in found.values() for name in pictures_of})
+    listing: Listing = {}
+    for part, pictures_of in found.items():
+        if gone := set(classes) - set(pictures_of):
+            raise InputError(f"{os.path.join(roots[part], min(gone))} does not exist: train, val "
+                             "and test need the same class folders")
+        files = [(path[len(os.path.join(folder, "")):], label)
+                 for label, name in enumerate(classes) for path in pictures_of[name]]
+        if all(Path(name).stem.isdecimal() for name, _ in files):
             # CIFAR-10's own index: in its order the split is that of the official batches.
-            found.sort(key=lambda file: int(Path(file[0]).stem))
+            files.sort(key=lambda file: int(Path(file[0]).stem))
+        listing[part] = files
     if empty and any(listing.values()):
-        raise InputError(f"{empty[0]} holds no picture: add some, or remove the class")
+        raise InputError(empty[0])
     return listing, classes, others
 
 
-def _subfolders(folder: str | Path) -> list[str]:
-    """Names of the folders in `folder`, in order."""
-    return _visible(next(os.walk(folder, onerror=_refuse))[1])
+def _roots(folder: Path) -> tuple[dict[str, str], Counter[str]]:
+    """(for each part the folder of its class folders; what lies beside those)."""
+    below, files = _top(folder)
+    parts: dict[str, list[str]] = {}
+    for path in below:
+        if part := PARTS.get(os.path.basename(path).lower()):
+            parts.setdefault(part, []).append(path)
+    apart = "train" in parts and len(parts) > 1
+    nested = any(_top(path)[0] for paths in parts.values() for path in paths)
+    for one, *more in parts.values():
+        if more and (apart or nested):
+            raise InputError(f"{one} and {more[0]} mean the same part of the data: keep one, and "
+                             "move the other away")
+    if not apart:  # half a layout, or classes of such names
+        return {} if nested else {"train": str(folder)}, Counter()
+    others = Counter(map(_suffix, files)) + Counter(folder=len(below) - len(parts))
+    return {part: path for part, [path] in parts.items()}, others
 
 
-def _files(folder: str) -> list[str]:
-    """Paths of the files in and below `folder`."""
-    files = []
-    for place, folders, names in os.walk(folder, onerror=_refuse):
-        folders[:] = _visible(folders)  # the only ones that are walked into
-        files += [os.path.join(place, name) for name in _visible(names)]
-    return files
+def _top(folder: str | Path) -> tuple[list[str], list[str]]:
+    """(paths of the folders, paths of the files) in a folder, in order."""
+    _, folders, files = next(os.walk(folder, onerror=_refuse))
+    return tuple([os.path.join(folder, name) for name in _visible(names)]
+                 for names in (folders, files))
 
 
 def _visible(names: list[str]) -> list[str]:
@@ -105,10 +170,23 @@ def _visible(names: list[str]) -> list[str]:
                   if not name.startswith(".") and name.lower() not in SYSTEM_FILES)
 
 
-def _refuse(error: OSError) -> None:
-    """Raise InputError for a folder that cannot be read."""
-    raise InputError(f"{error.filename} cannot be read ({error.strerror}): train, val and test "
-                     "need the same class folders, all of them readable")
+def _is_output(folder: str, files: list[str]) -> bool:
+    """Whether a command of this project wrote a folder that holds these files."""
+    for name in OUTPUT.keys() & set(files):
+        with contextlib.suppress(InputError):
+            return bool(read_json(Path(folder, name), (OUTPUT[name],)))
+    return False
+
+
+def _suffix(name: str) -> str:
+    """A file's suffix in small letters."""
+    return os.path.splitext(name)[1].lower() or "without a suffix"
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Raise InputError for a file or folder that cannot be read."""
+    raise InputError(f"{error.filename} cannot be read ({error.strerror}): make it readable, or "
+                     "remove it") from None
 
 
 def _printable(names: Sequence[str]) -> Names:
@@ -119,9 +197,10 @@ def _printable(names: Sequence[str]) -> Names:
 def _read_all(folder: Path, names: list[str], size: int | None, fit: str) -> tuple[ndarray, Names]:
     """(images (N, 3, S, S) uint8, what there is to say of them), decoded or from the cache."""
     paths = [os.path.join(folder, name) for name in names]
+    key = _key(paths, size, fit)
     # No cache, or a damaged one: decode.
     with contextlib.suppress(Exception), np.load(_cache_file(folder)) as stored:
-        if stored["key"] == _key(paths, size, fit):
+        if stored["key"] == key:
             return stored["images"], tuple(stored["notes"].tolist())
     images, resized = _decode_all(paths, size, fit)
     notes: Names = ()
@@ -131,7 +210,7 @@ def _read_all(folder: Path, names: list[str], size: int | None, fit: str) -> tup
                   f"(--fit {fit}); --image-size N gives another size",)
     try:
         with atomic(_cache_file(folder)) as file:
-            np.savez(file, images=images, notes=notes, key=_key(paths, size, fit))
+            np.savez(file, images=images, notes=notes, key=key)
     except (OSError, RuntimeError) as error:
         notes += (f"decoded pictures are not cached ({reason(error)}): the next run decodes again",)
     return images, notes
@@ -145,9 +224,14 @@ def _cache_file(folder: Path) -> Path:
 
 
 def _key(paths: list[str], size: int | None, fit: str) -> str:
-    """Hash that changes with the listing, the size and the fit."""
-    states = [(file.st_size, file.st_mtime_ns) for file in map(os.stat, paths)]
-    return hashlib.sha256(repr((size, fit, paths, states)).encode()).hexdigest()
+    """Hash that changes with the names and bytes of the files, the size, the fit and the decoder.
+    """
+    try:
+        contents = [sha256(path) for path in paths]
+    except OSError as error:
+        _refuse(error)
+    asked = repr((cv2.__version__, size, fit, paths, contents))
+    return hashlib.sha256(asked.encode(errors="surrogateescape")).hexdigest()
 
 
 def _decode_all(paths: list[str], size: int | None, fit: str) -> tuple[ndarray, int]:
@@ -183,7 +267,7 @@ def read_picture(path: str | Path, size: int, fit: str) -> ndarray:
             black, "crop" cuts out the centre, "stretch" distorts it.
 
     Raises:
-        InputError: it cannot be read, or the decoder complained; the message names the file.
+        InputError: it cannot be read, or the decoder lost pixels; the message names the file.
     """
     with _captured_stderr() as (complaints, _):
         picture = _decode(path)
@@ -194,13 +278,12 @@ def read_picture(path: str | Path, size: int, fit: str) -> ndarray:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[tuple[list[str], TextIO]]:
-    """(what is printed to stderr, known after the block; the terminal).
+    """(lines printed to stderr that tell of lost pixels, known after the block; the terminal).
 
-    C decoders print their warnings and go on. That of an odd colour profile is left out: it is
-    common, and the profile is not used.
+    C decoders print their warnings and go on.
     """
     complaints: list[str] = []
-    with tempfile.TemporaryFile() as printed, os.fdopen(os.dup(2), "w") as terminal:
+    with _nameless_file() as printed, os.fdopen(os.dup(2), "w") as terminal:
         os.dup2(printed.fileno(), 2)
         try:
             yield complaints, terminal
@@ -208,20 +291,48 @@ def _captured_stderr() -> Iterator[tuple[list[str], TextIO]]:
             os.dup2(terminal.fileno(), 2)
             printed.seek(0)
             lines = printed.read().decode(errors="replace").splitlines()
-            complaints += [line for line in lines if "iCCP" not in line]
+            complaints += filter(LOST.search, lines)
+
+
+def _nameless_file() -> BinaryIO:
+    """A file that is gone when it is closed; in memory where that can be, as a system that can only
+    be read has no temporary folder."""
+    if hasattr(os, "memfd_create"):
+        return open(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()
 
 
 def _decode(path: str | Path) -> ndarray:
     """One picture as (H, W, 3) uint8, blue first."""
     try:
-        picture = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_COLOR)
+        content = np.fromfile(path, np.uint8)
+        picture = cv2.imdecode(content, cv2.IMREAD_COLOR)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): remove it") from None
-    except (cv2.error, MemoryError):  # an empty file, or one that announces an absurd size
+        _refuse(error)
+    except (cv2.error, MemoryError) as error:  # an empty file, or one that announces an absurd size
+        if out_of_memory(error):
+            raise InputError(f"{path} needs more memory than there is: make it smaller, or remove "
+                             "it") from None
         picture = None
     if picture is None:
         raise InputError(f"{path} is not a readable image: remove or replace it")
+    if not _is_whole(content.tobytes()):
+        raise InputError(f"{path} is damaged (it has no end): remove or replace it")
     return picture
+
+
+def _is_whole(content: bytes) -> bool:
+    """Whether a picture has its end, if it is a JPEG: some decoders fill up what was cut off with
+    grey, and do not say so."""
+    if not content.startswith(b"\xff\xd8"):
+        return True
+    # Over the header, whose thumbnail has an end of its own: 0xff, a kind, a length; to 0xda, the
+    # picture's data.
+    place = 2
+    while content[place:place + 1] == b"\xff" and content[place + 1:place + 2] != b"\xda":
+        filler = content[place + 1:place + 2] == b"\xff"
+        place += 1 if filler else 2 + int.from_bytes(content[place + 2:place + 4], "big")
+    return content.find(b"\xff\xd9", place) >= 0
 
 
 def _fit(picture: ndarray, size: int, fit: str) -> ndarray:

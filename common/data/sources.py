@@ -14,8 +14,8 @@ from torchvision.datasets.utils import check_integrity, download_url
 
 from common.config import Recipe, Runtime
 from common.data import synthetic
-from common.data.folders import read_tree
-from common.data.splits import Names, Splits, divide, make_splits
+from common.data.folders import SUFFIXES, in_words, read_tree, walk
+from common.data.splits import CLASSES, Names, Splits, divide, make_splits
 from common.errors import InputError, reason
 from common.files import downloading
 
@@ -24,11 +24,11 @@ ARCHIVE_MD5 = CIFAR10.tgz_md5
 BATCHES = dict(CIFAR10.train_list), dict(CIFAR10.test_list)  # file name -> md5
 FOLDER = CIFAR10.base_folder
 ARCHIVE = CIFAR10.filename
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 ALLOWED = ("numpy.ndarray", "numpy.dtype", "numpy.core.multiarray._reconstruct",
            "numpy._core.multiarray._reconstruct")
-LAYOUTS = (f"{FOLDER} (from {URL}), train and test and/or val with the same class folders in each, "
-           "or class folders alone, two at least; --synthetic needs none")
+LAYOUTS = (f"known are {FOLDER} (from {URL}), train and test and/or val with the same class "
+           f"folders in each, or class folders alone, two at least, with {' '.join(SUFFIXES)} in "
+           "them (convert others); training with --synthetic needs none")
 
 
 def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
@@ -58,16 +58,17 @@ def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
                 source = f"class folders, {len(classes)} classes"
                 return divide(pools, classes, source, recipe.val_size, recipe.train_limit, notes)
             if runtime.data_dir:
-                raise InputError(f"--data-dir {folder} {_content(folder)}: known are {LAYOUTS}")
-        _download(folder, allowed=not (runtime.offline or runtime.data_dir))
-    return _split_32(_read_batches(batches), CLASSES, "CIFAR-10, official batches", recipe)
+                raise InputError(f"{folder} {_content(folder)}: name the data's folder with "
+                                 f"--data-dir; {LAYOUTS}")
+        _download(folder, runtime)
+    return _split_32(_read_batches(batches), CLASSES, "official batches", recipe)
 
 
 def _split_32(arrays: Sequence[ndarray], classes: Names, source: str, recipe: Recipe) -> Splits:
     """The splits of a source whose images are 32×32 and whose classes are known."""
     if recipe.image_size not in (None, 32) or recipe.fit != "pad":
         raise InputError(f"--image-size and --fit are for pictures in class folders; {source}: all "
-                         "images are 32×32 (--resize N enlarges them before the network)")
+                         "images are 32×32 (train_effnet.py --resize N enlarges them)")
     return make_splits(*arrays, classes, source, val_size=recipe.val_size,
                        train_limit=recipe.train_limit)
 
@@ -78,7 +79,9 @@ def _content(folder: Path) -> str:
         return "is no folder" if folder.exists() else "does not exist"
     names = sorted(os.listdir(folder))
     listed = ", ".join(names[:4]) or "nothing"
-    return f"holds {listed}{', …' if len(names) > 4 else ''}"
+    others = walk(folder)[1]
+    within = f" (in it are {in_words(others)})" if others else ""
+    return f"holds {listed}{', …' if len(names) > 4 else ''}{within}"
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -115,15 +118,16 @@ def _read_batches(folder: Path) -> list[ndarray]:
     return arrays
 
 
-def _download(folder: Path, allowed: bool) -> None:
+def _download(folder: Path, runtime: Runtime) -> None:
     """Fetch and unpack the official archive; only what is whole and checked gets its final name."""
     ways = (f"give --data-dir DIR, or fetch {URL} by hand and unpack it in {folder}, "
-            "or use --synthetic")
+            "or train with --synthetic")
     archive = folder / ARCHIVE
     if not check_integrity(archive, ARCHIVE_MD5):
-        if not allowed:
-            raise InputError(f"no CIFAR-10 in {folder}, and --offline or --data-dir forbids a "
-                             f"download: {ways}")
+        if runtime.offline or runtime.data_dir:
+            why = ("--offline forbids a download" if runtime.offline
+                   else f"{ARCHIVE} is damaged, and nothing is fetched into a folder of yours")
+            raise InputError(f"no CIFAR-10 in {folder}, and {why}: {ways}")
         part = f"{archive}.part"
         with downloading(f"no CIFAR-10 in {folder} and it", ways):
             folder.mkdir(parents=True, exist_ok=True)

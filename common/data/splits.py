@@ -10,6 +10,9 @@ from torch import Tensor
 from common.errors import InputError
 from common.words import count, percent
 
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Mean and standard deviation of CIFAR-10's 50,000 training images, per channel in [0, 1].
+CIFAR10_STATISTICS = (0.4914, 0.4822, 0.4465), (0.2470, 0.2434, 0.2616)
 SPLIT_SEED = 20091  # of the split alone, so that every run and every seed holds out the same images
 FEW_VAL_IMAGES = 20
 Names = tuple[str, ...]
@@ -47,7 +50,8 @@ class Splits:
     """Train, val and test, and what a run has to know of them.
 
     `mean` and `std` are train's, per channel, in [0, 1]. `split_hash` tells which images are train
-    and val; `identity` is a hash of the pixels, labels and class names of all three.
+    and val; `identity` is a hash of the pixels, labels and class names of all three. `is_cifar10`
+    says whether they are CIFAR-10's images, or a part of them, whatever folder they came from.
     """
 
     train: Split
@@ -60,6 +64,7 @@ class Splits:
     split_hash: str
     identity: str
     notes: Names  # sentences that a script says before it trains
+    is_cifar10: bool
 
     @property
     def image_size(self) -> int:
@@ -107,9 +112,11 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
     pool = train = pools["train"]
     test, val = pools.get("test"), pools.get("val")
     if not test:
+        _check_sizes(train, classes)
         turns = _turns(train, classes, max(len(pool) // 5, kinds))
         test, train = train.take(turns < 0), train.take(turns >= 0)
     if not val:
+        _check_sizes(train, classes)
         val_size = val_size or max(len(pool) // 10, kinds)
         _check_size("--val-size", val_size, kinds, len(train) - kinds)
     elif val_size:
@@ -129,11 +136,43 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
         if "val" not in pools:
             parts += f" and {len(val):,} val images"
         notes += (f"split here, class by class, the same in every run: {parts}",)
-    notes += _warnings(val, train, classes)
+    notes += _warnings(val, train, classes) + _repeats(train, val, test)
     mean, std = channel_statistics(train.images)
     split_hash = _split_hash(pool, train, val, classes)
     identity = _identity((train, val, test), classes)
-    return Splits(train, val, test, classes, mean, std, source, split_hash, identity, notes)
+    is_cifar10 = _is_cifar10(pools, classes)
+    if is_cifar10:
+        source = f"CIFAR-10, {source}"
+    return Splits(train, val, test, classes, mean, std, source, split_hash, identity, notes,
+                  is_cifar10)
+
+
+def _is_cifar10(pools: dict[str, Split], classes: Names) -> bool:
+    """Whether these are all images of CIFAR-10, known by their number, size and brightness; single
+    images may have been compressed."""
+    held = [pools[part].images for part in ("train", "val") if part in pools]
+    sizes = sum(map(len, held)), len(pools.get("test", ())), held[0].shape[1:]
+    if classes != CLASSES or sizes != (50_000, 10_000, (3, 32, 32)):
+        return False
+    return np.allclose(channel_statistics(torch.cat(held)), CIFAR10_STATISTICS, rtol=0, atol=1e-3)
+
+
+def _repeats(train: Split, val: Split, test: Split) -> Names:
+    """A sentence on test images that training has seen, pixel for pixel."""
+    seen = {hash(image.tobytes()) for split in (train, val) for image in split.images.numpy()}
+    repeats = sum(hash(image.tobytes()) in seen for image in test.images.numpy())
+    if not repeats:
+        return ()
+    return (f"{count(repeats, 'test image')} of {len(test):,} {'is' if repeats == 1 else 'are'} "
+            "in train or val, too, pixel for pixel: that part of the test tells nothing",)
+
+
+def _check_sizes(pool: Split, classes: Names) -> None:
+    """Raise InputError where a class cannot be cut in two."""
+    sizes = np.bincount(pool.labels, minlength=len(classes))
+    if sizes.min() < 2:
+        raise InputError(f"{classes[sizes.argmin()]} has too few images: train, val and test need "
+                         "one each")
 
 
 def _check_size(flag: str, size: int, least: int, most: int) -> None:
@@ -145,9 +184,6 @@ def _check_size(flag: str, size: int, least: int, most: int) -> None:
 def _turns(pool: Split, classes: Names, total: int) -> ndarray:
     """(N,) int64: each image's turn in its class, shuffled; below 0 are the `total` held out."""
     sizes = np.bincount(pool.labels, minlength=len(classes))
-    if total and sizes.min() < 2:
-        raise InputError(f"{classes[sizes.argmin()]} has too few images: train, val and test need "
-                         "one each")
     rng = np.random.RandomState(SPLIT_SEED)  # its stream is frozen by numpy's compatibility policy
     turns = np.empty(len(pool), np.int64)
     for k, held in enumerate(_quota(sizes, total)):

@@ -130,7 +130,7 @@ def test_official_batches_are_read_as_they_were_written(official: Path) -> None:
     for split, n in ((splits.train, 108), (splits.val, 12), (splits.test, 20)):
         assert split.images.dtype is torch.uint8 and split.labels.dtype is torch.int64
         assert len(split) == n and split.names == tuple(map(str, split.index.tolist()))
-    assert splits.classes == CLASSES and splits.source == "CIFAR-10, official batches"
+    assert splits.classes == CLASSES and splits.source == "official batches"
 
 
 def test_the_pickles_of_these_tests_are_what_torchvision_reads(batches: Batches) -> None:
@@ -413,7 +413,7 @@ def test_half_an_archive_is_not_used_and_not_fetched_into_a_folder_of_the_users(
         archive: Archive, monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sources, "download_url", lambda *args: pytest.fail("a download was tried"))
     (tmp_path / ARCHIVE_NAME).write_bytes(archive()[:-100])
-    assert "--data-dir forbids a download" in refusal(tmp_path, offline=False)
+    assert f"no CIFAR-10 in {tmp_path}, and {ARCHIVE_NAME} is damaged" in refusal(tmp_path, offline=False)
 
 
 def link(target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
@@ -489,7 +489,7 @@ def test_the_command_answers_missing_and_damaged_data_with_one_line_and_exit_2(
     name = "train_baseline.py:"
     assert unreachable.startswith(f"{name} no CIFAR-10 in data and it cannot be downloaded (")
     assert damaged == f"{name} {path} is not a readable image: remove or replace it"
-    assert missing.startswith(f"{name} --data-dir empty does not exist: known are")
+    assert missing.startswith(f"{name} empty does not exist: name the data's folder with --data-dir")
     assert not (tmp_path / "runs").exists()
 
 
@@ -508,6 +508,9 @@ def test_real_cifar_10(cifar10_dir: Path) -> None:
     assert labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3], "not in the official order"
     assert splits.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     assert splits.split_hash == "d35c25fad089738a"
+    part = load(cifar10_dir, train_limit=100, val_size=50)
+    for known in (splits, part):
+        assert known.is_cifar10 and known.source.startswith("CIFAR-10, ")
 
 
 def test_the_guide_turns_tiny_imagenet_into_a_class_folder_set(tmp_path: Path) -> None:
