@@ -43,9 +43,9 @@ SMOKE = {"efficientnet_b2": dict(synthetic=True, lr=2e-3, train_limit=200, val_s
 
 def a_seed(text: str) -> int:
     """A seed from the command line."""
-    if not text.isdecimal() or int(text) >= 2**31:
-        raise argparse.ArgumentTypeError(f"{text} is no seed: give whole numbers from 0 to 2^31 - 1")
-    return int(text)
+    if text.isdecimal() and int(text) < 2**31:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is no seed: give whole numbers from 0 to 2^31 - 1")
 
 
 def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:

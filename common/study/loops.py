@@ -26,6 +26,7 @@ from common.models.build import build
 from common.training.runtime import amp_dtype, precision
 from common.training.step import TrainStep, make_optimizer
 
+
 class Case(NamedTuple):
     """What is measured: a recipe on drawn images (speed does not depend on what they show),
     and where."""

@@ -185,7 +185,7 @@ def markdown(grid: Sequence[Sequence[str]], texts: int = 1, width: int | None = 
         width: columns of the terminal; the two widest texts are wrapped until a row fits.
     """
     widths = [max(3, *map(len, column)) for column in zip(*grid)]
-    while width and sum(widths) + 3 * len(widths) + 1 > width and max(widths[:texts]) > 16:
+    while width and sum(widths) + 3 * len(widths) + 1 > width and max(widths[:texts]) > 10:
         widths[widths.index(max(widths[:texts]))] -= 1
     align = [str.ljust] * texts + [str.rjust] * (len(widths) - texts)
     rule = ["-" * size if to is str.ljust else "-" * (size - 1) + ":"
