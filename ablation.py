@@ -12,13 +12,16 @@ Every arm is train_effnet.py with --resize 2 and one change. A finished run is s
 interrupted one goes on, a failed one is marked and leaves the others running.
 """
 import argparse
+import shlex
+import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import train_effnet
-from common.config import Parser, Recipe, Runtime, add_flags, checked, settle
-from common.errors import run_script
+from common.config import Parser, Recipe, Runtime, add_flags, settle
+from common.errors import InputError, RunError, run_script
 
 CONTROL = "EfficientNetB2_Pretrained"
 ARMS = {
@@ -28,16 +31,21 @@ ARMS = {
     "EfficientNetB2_NoLS": {"label_smoothing": 0.0},
     "EfficientNetB2_NoRE": {"random_erasing": 0.0},
 }
-FLAGS = (
-    "synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay",
-    "head_epochs", "head_lr", "resize", "label_smoothing", "random_erasing", "cutmix", "patience",
-    "weights",
-)  # fmt: skip
-RUNTIME_FLAGS = (  # no --resume: a rerun goes on by itself
-    "data_dir", "offline", "device", "amp", "compile", "deterministic", "out", "run_name", "smoke",
-)  # fmt: skip
+FLAGS = ("synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay",
+         "head_epochs", "head_lr", "resize", "label_smoothing", "random_erasing", "cutmix",
+         "patience", "weights")
+# No --resume: a rerun goes on by itself.
+RUNTIME_FLAGS = ("data_dir", "offline", "device", "amp", "compile", "deterministic", "out",
+                 "run_name", "smoke")
 SMOKE = {"efficientnet_b2": dict(synthetic=True, lr=2e-3, train_limit=200, val_size=100,
                                  head_epochs=1, epochs=1, batch_size=25)}
+
+
+def a_seed(text: str) -> int:
+    """A seed from the command line."""
+    if text.isdecimal() and int(text) < 2**31:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text} is no seed: give whole numbers from 0 to 2^31 - 1")
 
 
 def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
@@ -46,7 +54,7 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     add = parser.add_argument_group("ablation").add_argument
     add("--all", action="store_true", help="all five arms")
     add("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"some of: {', '.join(ARMS)}")
-    add("--seeds", nargs="+", type=checked(int, 0, 2**31 - 1), default=[0], metavar="N",
+    add("--seeds", nargs="+", type=a_seed, default=[0], metavar="N",
         help="runs of each arm (default: 0)")
     add("--shard", metavar="I/N", help="run the I-th of N parts of arms × seeds, I from 1")
     add("--collect", action="store_true",
@@ -58,7 +66,7 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     if given.all == bool(given.arms):
         parser.error("choose --all, or --arms with one or more names")
     if len(set(given.seeds)) < len(given.seeds):
-        parser.error("--seeds must differ from one another")
+        parser.error("--seeds names a seed twice: name each once")
     # An effect is a difference to the control; an arm named twice is one arm.
     given.arms = [*dict.fromkeys([CONTROL, *(given.arms or ARMS)])]
     base = replace(train_effnet.RECIPES[given.recipe], resize=2)
@@ -104,6 +112,15 @@ def weights_for_smoke(control: Recipe, runtime: Runtime, study: Path) -> str:
     return str(folder / "best.pt")
 
 
+def refuse(study: Path, given: argparse.Namespace, gaps: dict[str, str]) -> NoReturn:
+    """Say why there is no table."""
+    if not given.collect:
+        raise RunError(f"no run of {study} is finished: {'; '.join(map(': '.join, gaps.items()))}")
+    others = ", ".join(path.name for path in sorted(study.parent.glob("*/")) if path.is_dir())
+    raise InputError(f"{study} holds no finished run of these arms and seeds: give the --name of one "
+                     f"that does (there: {others or 'none'})")
+
+
 def main() -> int:
     from common.study.arms import share
 
@@ -128,12 +145,17 @@ def main() -> int:
             run_job((arm, seed), control, runtime, study)
             pace = (time.monotonic() - started) / done
             left = f", about {pace * (len(mine) - done) / 60:.1f} min left"
-    table = tables.collect(study, given.arms, given.seeds, CONTROL, asdict(control))
+    table = tables.collect(study, {arm: ARMS[arm] for arm in given.arms}, given.seeds, CONTROL)
+    if not table["rows"]:
+        refuse(study, given, table["gaps"])
     tables.write(table, study)
-    print(f"\n{tables.markdown(table)}")
+    print(f"\n{tables.page(table)}")
     best = tables.best_checkpoint(study)
     if best and not given.collect:
-        publish(best, Path(runtime.out))
+        best = publish(best, Path(runtime.out))
+    if best:
+        script = Path(sys.argv[0]).with_name("analyze.py")
+        print("next:", shlex.join(["python", str(script), "--ckpt", str(best)]))
     return int(any(f"{arm}-seed{seed}" in table["gaps"] for arm, seed in mine))
 
 

@@ -2,11 +2,9 @@
 
     python -m common.toolchain
 
-Prints one table: versions, whether `torch.compile` can work, a C++ extension of the project's own
-(`confusion.cpp`) built without ninja, run and compared with PyTorch, and a search of every compiled
-file in the dependency closure of requirements.txt for Rust's marks. Exit code 0: all well, 1:
-something is not. Nothing is skipped, so the CUDA build's 5 GB are read whole: about 30 s on two
-cores. What is wrong, and how to mend it, is raised as a RuntimeError of one line and makes a row.
+One table: versions, compiler, torch.compile, an extension of our own built, run and compared with
+PyTorch, and a search of all compiled files that --requirements (requirements.txt) leads to, of the
+CUDA build 5 GB in 30 s. Exit code 1 where a check raises RuntimeError, whose line makes the row.
 """
 import functools
 import importlib.util
@@ -20,7 +18,6 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -30,35 +27,25 @@ from common.words import count
 
 SOURCE = Path(__file__).with_name("confusion.cpp")
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
-
-REQUIREMENT = re.compile(r"\s*([\w.-]*)\s*(?:\[(.*?)\])?([^#]*)")  # name, extras, the rest
-# However a Rust binary was stripped, it keeps paths from its library's panic messages, or rustc's
-# line in .comment. `rust_eh_personality` is no mark: every copy of LLVM holds that string.
+# What torch.compile needs: a module, the variable that may name a compiler, those tried else.
+NEEDS = {"cpu": ("setuptools", "CXX", ("g++",)), "cuda": ("triton", "CC", ("gcc", "clang"))}
+# A stripped Rust binary keeps paths of its library's panics, or rustc's line in .comment.
+# `rust_eh_personality` is no mark: every copy of LLVM holds that string.
 MARKS = (b"/rustc/", b"rustc version ", b"library/core/src/", b"library/std/src/",
          b".cargo/registry/", b"rust_begin_unwind")
 # How ELF, archives, Windows files, LLVM bitcode and Mach-O (one or several architectures) begin.
 COMPILED = (b"\x7fELF", b"!<arch>\n", b"MZ", b"BC\xc0\xde", b"\xcf\xfa\xed\xfe",
             b"\xca\xfe\xba\xbe")
-# What compiling for a device takes: a module, the variable that may name the compiler, the
-# compilers that are tried else, and their flags.
-NEEDS = {
-    "cpu": ("setuptools", "CXX", ("g++",), ["-fopenmp"]),
-    "cuda": ("triton", "CC", ("gcc", "clang"), []),
-}
-LIBRARY = ("-shared", "-fPIC", "-o")
 
 
 def find_compiler(variable: str = "CXX",
                   names: tuple[str, ...] = ("g++", "clang++", "c++")) -> list[str]:
-    """The command that the environment `variable` names, else the first of `names` on PATH; else
-    RuntimeError."""
-    if named := os.environ.get(variable):
-        names = (named,)
+    """The command that the environment `variable` names, else the first of `names` on PATH."""
+    names = [os.environ[variable]] if os.environ.get(variable) else names
     for name, *flags in map(shlex.split, names):
         if path := shutil.which(name):
             return [path, *flags]
-    raise RuntimeError(f"{' or '.join(names)} is not on PATH: install a compiler, or name one in "
-                       f"{variable}")
+    raise RuntimeError(f"{' or '.join(names)} is not on PATH: install it, or name one in {variable}")
 
 
 def _run(*command: str | Path) -> str:
@@ -66,86 +53,77 @@ def _run(*command: str | Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace",
                           env={**os.environ, "LC_ALL": "C"})
     if done.returncode:
-        lines = done.stderr.splitlines() or ["it says nothing"]
-        first = next((line for line in lines if "error" in line), lines[0])
-        raise RuntimeError(f"{command[0]} fails: {first}")
+        said = re.search(".*error.*", done.stderr) or re.search(".+", done.stderr)
+        raise RuntimeError(f"{command[0]} fails: {said[0] if said else 'it says nothing'}")
     return done.stdout
 
 
 @functools.cache
 def compile_ready(device_type: str) -> str | None:
-    """None where `torch.compile` can work for "cpu" or "cuda", else one line saying why it cannot.
-
-    Takes a second or two, and is remembered. A CPU needs the compiler that Inductor asks for ($CXX
-    or g++), CUDA needs Triton and a C compiler for its launchers; both need Python's headers.
-    """
-    module, variable, names, flags = NEEDS[device_type]
+    """None where torch.compile can work for "cpu" or "cuda", else one line saying why it cannot."""
+    module, variable, names = NEEDS[device_type]
     if importlib.util.find_spec(module) is None:
         return f"{module} is not installed: pip install {module}"
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            probe = Path(folder, "probe.c")
-            probe.write_text("#include <Python.h>\nint probe;\n")
-            flags = [f"-I{sysconfig.get_path('include')}", *flags, *LIBRARY, f"{probe}.so"]
-            _run(*find_compiler(variable, names), probe, *flags)
+        header = Path(sysconfig.get_path("include"), "Python.h")
+        _run(*find_compiler(variable, names), "-xc", "-fsyntax-only", "-include", header, os.devnull)
         from torch._dynamo import is_dynamo_supported
     except (RuntimeError, ImportError, OSError) as error:
         return str(error).partition("\n")[0]
     return None if is_dynamo_supported() else "PyTorch cannot compile under this Python"
 
 
-def check_extension() -> str:
-    """Builds the extension, runs it and compares it with PyTorch; RuntimeError where they
-    differ."""
+def check_compile() -> str:
+    """The devices that torch.compile can serve here, of which it must serve all."""
     import torch
 
-    from common.metrics import confusion_matrix
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    for device in devices:
+        if problem := compile_ready(device):
+            raise RuntimeError(f"not on {device}: {problem}")
+    return f"ready on {' and '.join(devices)}"
+
+
+def check_extension() -> str:
+    """Builds the extension, runs it, and compares it with PyTorch."""
+    import torch
 
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nvcc without a GPU
     from torch.utils.cpp_extension import include_paths, library_paths
 
-    flags = ["-O2", "-std=c++20", "-fopenmp", "-ltorch_cpu", "-lc10"]
+    flags = ["-O2", "-std=c++20", "-fopenmp", "-shared", "-fPIC", "-ltorch_cpu", "-lc10"]
     flags += [f"-isystem{path}" for path in include_paths()]
     for path in library_paths():
         # The run path leads at::parallel_for to PyTorch's OpenMP, not to a second one.
         flags += [f"-L{path}", f"-Wl,-rpath,{path}"]
     with tempfile.TemporaryDirectory() as folder:
-        library = f"{folder}/confusion.so"
-        _run(*find_compiler(), SOURCE, *flags, *LIBRARY, library)
-        torch.ops.load_library(library)
+        _run(*find_compiler(), SOURCE, *flags, "-o", f"{folder}/confusion.so")
+        torch.ops.load_library(f"{folder}/confusion.so")
     labels, preds = torch.randint(10, (2, 99_999))
-    counts = torch.ops.cifar10_study.confusion(labels, preds, 10)
-    if not counts.equal(confusion_matrix(preds, labels, 10)):
+    expected = torch.bincount(10 * labels + preds, minlength=100).view(10, 10)
+    if not torch.ops.cifar10_study.confusion(labels, preds, 10).equal(expected):
         raise RuntimeError(f"{SOURCE.name} was built, but differs from PyTorch")
     return f"{SOURCE.name} built, equals PyTorch"
 
 
-def closure(lines: Iterable[str]) -> dict[str, Distribution]:
-    """Installed distributions that requirement lines lead to, by name with the extras asked for.
-
-    Markers on Python or platform are taken as met: what they exclude is seldom installed, and if it
-    is, it is searched. opencv-python may be installed as opencv-python-headless.
-    """
-    found, todo = {}, [(line, ()) for line in lines]  # with the extras that were asked for
+def closure(lines: list[str]) -> dict[str, Distribution]:
+    """Installed distributions that requirement lines lead to, optional ones only through extras."""
+    found, todo = {}, [(line, "") for line in lines]
     for line, extras in todo:  # which grows
-        name, wanted, rest = REQUIREMENT.match(line).groups(default="")
-        only = re.findall(r"extra\s*==\s*['\"](.*?)['\"]", rest)
-        key = f"{name}[{wanted}]"
-        if not name or key in found or only and not {*extras} & {*only}:
+        name, wanted, rest = re.match(r"\s*([\w.-]*)\s*(\[.*?\])?([^#]*)", line).groups("")
+        if not name or name + wanted in found or "extra" in rest and not extras:
             continue
         try:
-            found[key] = distribution(name)
-            asked = re.findall(r"[\w.-]+", wanted)
-            todo += [(line, asked) for line in found[key].requires or ()]
+            found[name + wanted] = distribution(name)
+            todo += [(more, wanted) for more in found[name + wanted].requires or ()]
         except PackageNotFoundError:
             if name == "opencv-python":
-                todo.append(("opencv-python-headless", ()))
+                todo.append(("opencv-python-headless", ""))
     return found
 
 
 def rust_marks(path: Path) -> list[str] | None:
-    """Rust's marks in a compiled file, which is read whole; None for a file that is not compiled
-    code."""
+    """Rust's marks in a file, which is mapped, not loaded; None where it is no compiled code."""
     with open(path, "rb") as file:
         if not file.read(8).startswith(COMPILED):
             return None
@@ -153,16 +131,14 @@ def rust_marks(path: Path) -> list[str] | None:
             return [mark.decode() for mark in MARKS if content.find(mark) >= 0]
 
 
-def scan(distributions: Iterable[Distribution]) -> str:
-    """How much was searched for Rust's marks, executables included; RuntimeError naming every
-    distribution that holds some or cannot be searched."""
-    packages = {package.name: package for package in distributions}
-    searched, problems = 0, []
+def check_packages(requirements: Path) -> str:
+    """How much was searched; names every distribution that holds Rust or cannot be searched."""
+    found = closure(Path(requirements).read_text().splitlines()).values()
+    packages, searched, problems = {package.name: package for package in found}, 0, []
     for name, package in packages.items():
         if package.files is None:
             problems.append(f"{name} has no list of its files: install it again")
-        for entry in package.files or ():
-            path = Path(package.locate_file(entry))
+        for path in map(Path, map(package.locate_file, package.files or ())):
             marks = rust_marks(path) if path.is_file() else None
             searched += marks is not None
             if marks:
@@ -172,55 +148,32 @@ def scan(distributions: Iterable[Distribution]) -> str:
     return f"{count(len(packages), 'package')}, {count(searched, 'compiled file')}, no Rust"
 
 
-def check_packages(requirements: Path) -> str:
-    """What `scan` says of the closure of a list of requirements."""
-    return scan(closure(Path(requirements).read_text().splitlines()).values())
-
-
 def versions() -> str:
     """Python, PyTorch and its CUDA, and the GPU with its driver where there is one."""
     import torch
 
-    words = (f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
-             f"CUDA {torch.version.cuda}")
-    if not torch.cuda.is_available():
-        return f"{words}, no GPU in reach"
-    driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return f"{words}, driver {driver.split()[0]}, {torch.cuda.get_device_name()}"
-
-
-def check_compile() -> str:
-    """The devices that `torch.compile` can serve here; RuntimeError where it cannot serve one that
-    is present."""
-    import torch
-
-    devices = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-    for device in devices:
-        if problem := compile_ready(device):
-            raise RuntimeError(f"not on {device}: {problem}")
-    return f"ready on {' and '.join(devices)}"
+    gpu = "no GPU in reach"
+    if torch.cuda.is_available():
+        driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        gpu = f"driver {driver.split()[0]}, {torch.cuda.get_device_name()}"
+    return (f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
+            f"CUDA {torch.version.cuda}, {gpu}")
 
 
 def main() -> int:
     """Prints the table, row by row; 0 where every row is ok, else 1."""
     parser = Parser(prog="python -m common.toolchain", description=__doc__.partition("\n")[0])
-    parser.add_argument("--requirements", type=a_path, default=REQUIREMENTS, metavar="FILE",
-                        help="list of the packages to search (default: requirements.txt)")
-    requirements = parser.parse_args().requirements
-    checks = {
-        "versions": versions,
-        "C++ compiler": lambda: _run(*find_compiler(), "--version").partition("\n")[0],
-        "torch.compile": check_compile,
-        "C++ extension": check_extension,
-        "packages": lambda: check_packages(requirements),
-    }
-    failed = 0
+    parser.add_argument("--requirements", type=a_path, default=REQUIREMENTS, metavar="FILE")
+    requirements, failed = parser.parse_args().requirements, 0
+    checks = {"versions": versions,
+              "C++ compiler": lambda: _run(*find_compiler(), "--version").partition("\n")[0],
+              "torch.compile": check_compile, "C++ extension": check_extension,
+              "packages": lambda: check_packages(requirements)}
     for name, check in checks.items():
         try:
             verdict, words = "ok", check()
         except (RuntimeError, ImportError, OSError) as error:
-            verdict, words = "FAIL", str(error).partition("\n")[0]
-            failed = 1
+            verdict, words, failed = "FAIL", str(error).partition("\n")[0], 1
         print(f"{verdict:4}  {name:13}  {words}", flush=True)
     return failed
 

@@ -1,20 +1,23 @@
 """Arms × seeds → one table with intervals and costs, and conclusions in words computed from it."""
+import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from common.config import Runtime
+from common.config import Runtime, difference
+from common.data.sources import CLASSES
 from common.files import Json, read_json, write_csv, write_json, write_text
 from common.metrics import t_interval
-from common.study import figures, tables
+from common.study import figures
 from common.study.arms import failure_mark
 from common.study.cost import measure
+from common.study.results import Run, markdown, read_run, weights
 from common.training.run import load_model
 from common.training.runtime import amp_dtype, pick_device
-from common.words import count, number
+from common.words import number
 
 REPORT_TOP1 = {
     "EfficientNetB2_Pretrained": 0.9381,
@@ -49,9 +52,15 @@ ABOUT = (
     "{versions[hardware]}, torch {versions[torch]}, commit {versions[git_commit]}.\n\n"
 )
 METHOD = (
-    "Δ is paired by seed; intervals are Student-t, 95 %, over seeds. Latency is the median after a "
-    "warm-up, device idle before and after; memory is the peak of one training step and of one "
-    "forward pass at the recipe's batch size, measured apart from the runs."
+    "Δ is paired by seed; intervals are Student-t, 95 %, over seeds; p is McNemar's exact test on "
+    "the test images. Latency is the median after a warm-up, device idle before and after; memory "
+    "is the peak of one training step and of one forward pass at the recipe's batch size, measured "
+    "apart from the runs.\n"
+)
+CLAIMS = (
+    "The first study's Δ is *confirmed* where the whole interval has its sign, or lies within a "
+    "point of none where it saw none, *refuted* where the interval leaves it out, else *open*: one "
+    "seed tells of a pair of networks, not of the recipe.\n"
 )
 
 
@@ -81,51 +90,99 @@ def mcnemar_exact(b: int, c: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def collect(
-    study: Path, arms: Sequence[str], seeds: Sequence[int], control: str, recipe: Json
-) -> Json:
+def verdict(low: float | None, high: float | None, claimed: float) -> str:
+    """What a 95 % interval of a difference makes of the one that the first study claimed.
+
+    `confirmed`: all of it has the claimed sign, or where no difference was claimed it stays within
+    a point of none. `refuted`: it leaves the claimed one out. Else `open`, as without interval.
+    """
+    if low is None:
+        return "open"
+    if claimed and low * claimed > 0 and high * claimed > 0:
+        return "confirmed"
+    if not claimed and -0.01 < low <= 0 <= high < 0.01:
+        return "confirmed"
+    return "open" if low <= claimed <= high else "refuted"
+
+
+def is_cifar10(result: Json) -> bool:
+    """Whether a run was of CIFAR-10; results that do not say so are told by source and classes."""
+    # Results older than the list of names had ten classes only of CIFAR-10.
+    named = tuple(result.get("class_names", CLASSES)) == CLASSES
+    return result.get("is_cifar10", named and result["source"] != "synthetic")
+
+
+def collect(study: Path, arms: Mapping[str, Json], seeds: Sequence[int], control: str) -> Json:
     """The table of all finished runs `<study>/<arm>-seed<seed>`, ready for JSON; accuracies
-    are fractions.
+    are fractions. What stands in it of recipe, data and machine is the first control's own.
 
     Differences to the control are paired by seed. Intervals are Student-t, 95 %, over
     seeds; None with fewer than two.
 
     Args:
-        recipe: every field of the control's.
+        arms: the fields that each changes, the control's first.
     """
-    results = {arm: {} for arm in arms}  # arm → seed → result.json and its folder
-    gaps = {}
+    runs, gaps = {arm: {} for arm in arms}, {}
     for arm, seed in product(arms, seeds):
         folder = study / f"{arm}-seed{seed}"
-        mark, result = failure_mark(folder), folder / "result.json"
-        if mark.is_file():
-            gaps[folder.name] = f"FAILED: {mark.read_text().strip()}"
-        elif result.is_file():
-            results[arm][seed] = read_json(result, ("test_top1",)) | {"folder": folder}
+        if failure_mark(folder).is_file():
+            gaps[folder.name] = f"FAILED: {failure_mark(folder).read_text().strip()}"
+        elif (folder / "result.json").is_file():
+            runs[arm][seed] = read_run(folder)
         else:
-            gaps[folder.name] = "missing"
-    rows = [_row(arm, control, results) for arm in arms if results[arm]]
+            gaps[folder.name] = "not finished" if folder.is_dir() else "missing"
+    found = [(arm, run) for arm in arms for run in runs[arm].values()]
+    if not found:
+        return {"rows": [], "gaps": gaps}
+    rows = [_row(arm, control, runs) for arm in arms if runs[arm]]
     # The first study trained on all of CIFAR-10.
-    if not recipe["train_limit"] and not recipe["synthetic"]:
+    if all(is_cifar10(run.result) and not run.recipe["train_limit"] for _, run in found):
         for row in rows:
             row["report_top1"] = REPORT_TOP1[row["arm"]]
             row["report_delta"] = row["report_top1"] - REPORT_TOP1[control]
-    first = next((run for runs in results.values() for run in runs.values()), {})
-    versions = dict.fromkeys(("hardware", "torch", "git_commit")) | first.get("versions", {})
-    return {key: first.get(key) for key in ("source", "class_names", "weights")} | {
-        "versions": versions, "control": control, "recipe": recipe, "seeds": seeds, "rows": rows,
+    first = found[0][1]
+    unknown = dict.fromkeys(("hardware", "torch", "git_commit"))
+    return {
+        "source": first.result["source"],
+        "class_names": first.result.get("class_names", CLASSES),
+        "weights": first.result.get("weights") or weights(first.recipe),
+        "versions": unknown | first.result["versions"],
+        "control": control,
+        "recipe": first.recipe,
+        "seeds": seeds,
+        "rows": rows,
+        "mixed": _mixed(found, arms),
         "gaps": gaps,
-    }  # fmt: skip
+    }
 
 
-def _row(arm: str, control: str, results: Json) -> Json:
+def _mixed(found: Sequence[tuple[str, Run]], arms: Mapping[str, Json]) -> dict[str, str]:
+    """Run → how it differs from the first one in more than its arm and its seed."""
+    (first_arm, first), *others = found
+    mixed = {}
+    for arm, run in others:
+        expected = _facts(first) | arms[arm]
+        odd = difference(expected, _facts(run))
+        odd = [text for text in odd if text.partition(":")[0] not in arms[first_arm]]
+        if odd:
+            mixed[run.folder.name] = f"not only its arm is another ({', '.join(odd)})"
+    return mixed
+
+
+def _facts(run: Run) -> Json:
+    """What must be equal in all runs of one table."""
+    data = run.result.get("identity", run.result["source"])
+    return run.recipe | {"seed": None, "data": data, "machine": run.machine}
+
+
+def _row(arm: str, control: str, results: Mapping[str, dict[int, Run]]) -> Json:
     """One arm's line of the table."""
     runs, base = results[arm], results[control]
-    top1 = {seed: run["test_top1"] for seed, run in runs.items()}
+    top1 = {seed: run.result["test_top1"] for seed, run in runs.items()}
     pairs = [seed for seed in runs if seed in base and arm != control]
-    deltas = [top1[seed] - base[seed]["test_top1"] for seed in pairs]
+    deltas = [top1[seed] - base[seed].result["test_top1"] for seed in pairs]
     first = runs[min(runs)]
-    cost = first["folder"] / "cost.json"
+    cost = first.folder / "cost.json"
     return {
         **dict.fromkeys(COLUMNS),
         "arm": arm,
@@ -134,21 +191,23 @@ def _row(arm: str, control: str, results: Json) -> Json:
         **dict(zip(("top1", "std", "low", "high"), t_interval([*top1.values()]))),
         **dict(zip(("delta", "delta_std", "delta_low", "delta_high"), t_interval(deltas))),
         "only_right": _only_right(base[pairs[0]], runs[pairs[0]]) if len(pairs) == 1 else None,
-        "parameters": first["parameters"],
+        "parameters": first.result.get("parameters"),
         **(read_json(cost) if cost.is_file() else {}),
     }
 
 
-def _only_right(*runs: Json) -> list[int] | None:
+def _only_right(*runs: Run) -> list[int] | None:
     """Test images that only the first, and only the second, of two runs gets right; None
     without both predictions."""
-    try:
-        tests = [tables.read_csv(run["folder"] / "test_predictions.csv") for run in runs]
-    except FileNotFoundError:
-        return None
-    first, second = (
-        {line["name"] for line in lines if line["prediction"] == line["label"]} for lines in tests
-    )
+    right = []
+    for run in runs:
+        path = run.folder / "test_predictions.csv"
+        if not path.is_file():
+            return None
+        with path.open(encoding="utf-8", newline="") as file:
+            lines = csv.DictReader(file)
+            right.append({line["name"] for line in lines if line["prediction"] == line["label"]})
+    first, second = right
     return [len(first - second), len(second - first)]
 
 
@@ -158,35 +217,30 @@ def conclusions(table: Json) -> list[str]:
     words = []
     effects = [row for row in table["rows"] if row["delta"] is not None]
     for row in sorted(effects, key=itemgetter("delta")):
-        said = f"{row['arm'].removeprefix('EfficientNetB2_')}: {_effect(row)}"
+        said = f"{row['arm'].removeprefix('EfficientNetB2_')}: {_effect(row)}."
         if row["report_delta"] is not None:
-            said += f" (the first study: {_cell('report_delta', row['report_delta'])})"
-        words.append(f"{said}.")
+            outcome = verdict(row["delta_low"], row["delta_high"], row["report_delta"])
+            said += f" First study {_cell('report_delta', row['report_delta'])}: {outcome}."
+        words.append(said)
     if effects and not learned(table):
         words.append("No arm does much better than guessing: the runs are too short to compare.")
-    return [*words, *map(": ".join, table["gaps"].items())]
+    return [*words, *map(": ".join, (table["mixed"] | table["gaps"]).items())]
 
 
 def _effect(row: Json) -> str:
     """One arm's difference to the control, and what it shows."""
     low, high, pair = row["delta_low"], row["delta_high"], row["only_right"]
-    shown = {key: _cell(key, row[key]) for key in COLUMNS}
-    points = "{delta} points against the control".format(**shown)
-    interval = "95 % interval from {delta_low} to {delta_high} over {n} seeds".format(**shown)
+    points = f"{_cell('delta', row['delta'])} points"
     if low is not None:
-        if low <= 0 <= high:
-            return f"no measurable effect, {points}, {interval}"
-        return f"{'costs' if high < 0 else 'gains'} {shown['delta'][1:]} points, {interval}"
+        ends = f"{_cell('delta_low', low)} to {_cell('delta_high', high)}"
+        shown = "no measurable effect" if low <= 0 <= high else "lower" if high < 0 else "higher"
+        return f"{points} (95 % interval {ends}, n = {row['n']}), {shown}"
     if pair is None:
-        return f"{points}, a single seed, so no effect is claimed"
+        return f"{points}, one seed: no effect is claimed"
     p = mcnemar_exact(*pair)
-    odds = f"p = {p:.3f}".replace("= 0.000", "< 0.001")  # three decimals show no less
-    verdict = "beyond chance" if p < 0.05 else "no more than by chance"
-    return (
-        f"{points}; on the test images this pair of networks differs {verdict} "
-        f"({count(pair[0], 'image')} only the control gets right, {pair[1]:,} only this network; "
-        f"McNemar's exact test, {odds}), but a single seed cannot tell what the recipe does"
-    )
+    odds = f"p = {p:.3f}" if p >= 0.0005 else "p < 0.001"
+    shown = "beyond chance" if p < 0.05 else "no more than by chance"
+    return f"{points}, one seed: this pair of networks differs {shown} ({odds})"
 
 
 def learned(table: Json) -> bool:
@@ -216,11 +270,12 @@ def _cell(key: str, value: Any) -> str:
     return number(value * 100, sign="+" if "delta" in key else "")
 
 
-def markdown(table: Json) -> str:
+def page(table: Json) -> str:
     """The table, how it was measured, and its conclusions, as Markdown that a terminal
     shows as well."""
-    numbers, said = tables.markdown(grid(table)), tables.bullets(conclusions(table))
-    return f"{ABOUT.format(**table)}{numbers}\n{METHOD}\n\n{said}"
+    said = "".join(f"- {sentence}\n" for sentence in conclusions(table))
+    claims = CLAIMS if any(row["report_delta"] is not None for row in table["rows"]) else ""
+    return f"{ABOUT.format(**table)}{markdown(grid(table))}\n{METHOD}{claims}\n{said}"
 
 
 def write(table: Json, study: Path) -> None:
@@ -228,7 +283,7 @@ def write(table: Json, study: Path) -> None:
     something."""
     write_json(study / "ablation.json", {**table, "conclusions": conclusions(table)})
     write_csv(study / "ablation.csv", [*COLUMNS], map(itemgetter(*COLUMNS), table["rows"]))
-    text = markdown(table)
+    text = page(table)
     if learned(table):
         text += "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
         title = f"What each arm costs: ablation {study.name} ({table['source']})"
@@ -237,7 +292,9 @@ def write(table: Json, study: Path) -> None:
 
 
 def best_checkpoint(study: Path) -> Path | None:
-    """best.pt of the run with the highest val top-1; test plays no part in the choice."""
-    runs = sorted(study.glob("*-seed*/result.json"))
-    best = max(runs, key=lambda path: read_json(path, ("val_top1",))["val_top1"], default=None)
-    return best and best.with_name("best.pt")
+    """best.pt of the run with the highest val top-1, of those that have one; test plays no part
+    in the choice."""
+    runs = [path for path in sorted(study.glob("*-seed*/best.pt"))
+            if path.with_name("result.json").is_file()]
+    return max(runs, default=None,
+               key=lambda path: read_run(path.parent).result["val_top1"])

@@ -12,14 +12,15 @@ medians over turns. On a CPU both keep freed memory. *Cold* is the time from not
 end of the first step; the first variant also loads the device's libraries.
 """
 from argparse import RawDescriptionHelpFormatter
+from dataclasses import fields
 from itertools import product
 from pathlib import Path
 
-from common.config import Parser, Runtime, a_path, add_flags, collect
+from common.config import Parser, Recipe, Runtime, a_path, add_flags, collect
 from common.errors import reason, run_script
 from common.files import write_json
 
-MODELS = ("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
+(MODELS,) = (one.metadata["choices"] for one in fields(Recipe) if one.name == "model")
 PARTS = ("rates", "profile")
 
 

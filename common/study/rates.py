@@ -79,4 +79,4 @@ def profile(case: Case) -> Json:
     print(table)
     return {
         **case.about, "step_seconds": step, "steps": PROFILED_STEPS, "table": table.splitlines(),
-    }  # fmt: skip
+    }

@@ -1,94 +1,226 @@
-"""Publish measured runs: copy their small files and write the tables, all numbers from real runs.
+"""One table of all finished runs below a folder.
 
-    python -m common.study.results runs docs/results          # copies, writes pages and guides
-    python -m common.study.results docs/results docs/results  # writes the pages anew
-    python -m common.study.results runs docs/results --tuning RUNS  # and how defaults were chosen
+    python -m common.study.results                        # of ./runs
+    python -m common.study.results docs/results           # of the published ones
+    python -m common.study.results runs --write runs.md   # as a page whose figures are links
 
-A row holds the runs that its command gives, one per seed, or where there are none the nearest
-on all training images, with its settings; other settings get a table of their own. What has not
-been run stands in the table as "not measured". Runs on drawn images are left out, and so are
-figures that show images of the data set: the right to publish those is not ours to give.
+Runs that differ in their seed alone share a row: mean ± standard deviation (n = seeds). *what* is
+the network and what departs from its usual recipe here, the one that most of its runs with all
+training images have; that stands below the table, as do the machines, by number. Test and val are
+top-1 in percent at the epoch that was best on val; time is that of all epochs. In a terminal the
+first two columns are wrapped until a row fits.
 """
+import os
 import re
+import shutil
+import textwrap
 from argparse import RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean, mode, stdev
+from typing import NamedTuple
+from urllib.parse import quote
 
-from common.config import Parser
+from common.config import Parser, Recipe, a_path
 from common.errors import InputError, run_script
-from common.files import read_json, write_text
+from common.files import Json, read_json, write_text
+from common.words import duration, number
 
-MARK, END = "<!-- results -->", "<!-- end of results -->"
-GUIDES = (Path("README.md"), Path("docs/README.zh.md"))
-CHINESE = Path(__file__).with_name("chinese.json")  # words of the tables in the Chinese guide
+NUMBERS = ("test_top1", "val_top1", "epochs", "train_seconds")
+HEADS = ("run", "what", "weights", "test %", "val %", "epochs", "time", "on")
+NETWORKS = {"simple_cnn": "SimpleCNN", "improved_cnn": "ImprovedCNN",
+            "se_resnet18": "SE-ResNet18", "efficientnet_b2": "EfficientNet-B2"}
+# Fields that have a column of their own, or stand beside the network's name.
+APART = {"model", "stem", "resize", "pretrained", "weights", "epochs", "seed"}
+# What to call a field; the others go by their own name, and a value of 0 is "no" of it.
+WORDS = {"data": "{}", "train_limit": "{:,} train images", "val_size": "{:,} val images",
+         "image_size": "{} px", "optimizer": "{}", "schedule": "{} schedule",
+         "bn_momentum": "BatchNorm momentum {}", "cutmix": "CutMix {}",
+         "decay_all": "decay of all parameters"}
 
 
-def fill(page: Path, target: Path) -> None:
-    """Write the tables of `target` between the two marks of a guide, and for one in English
-    the findings.
+class Run(NamedTuple):
+    """A finished run as its files tell it. `recipe` has every field, those younger than the run at
+    their defaults, and `data`, what it was trained on; `machine` is in words."""
+
+    folder: Path
+    recipe: Json
+    result: Json
+    machine: str
+
+
+def read_run(folder: Path) -> Run:
+    """The finished run in a folder.
 
     Raises:
-        InputError: the page lacks a mark.
+        InputError: recipe.json or result.json is unreadable or not this project's.
     """
-    from common.study.pages import readme
+    card = read_json(folder / "recipe.json", ("recipe", "runtime"))
+    result = read_json(folder / "result.json", ("source", "versions", *NUMBERS))
+    try:
+        home = card["runtime"].get("data_dir")
+        data = f"{result['source']}, {Path(home).name}" if home else result["source"]
+        recipe = asdict(Recipe()) | card["recipe"] | {"data": data}
+        words = "{hardware}, torch {torch}, {precision}"
+        machine = words.format(**{"precision": "precision unknown"} | result["versions"])
+        # Plain values and numbers, so that what comes after need not ask.
+        hash(tuple(recipe.values())), sum(result[key] for key in NUMBERS)
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(f"{folder}: result.json or recipe.json holds other values than this "
+                         "project writes; restore them, or move the folder away") from None
+    return Run(folder, recipe, result, machine)
 
-    pieces = re.split(f"{MARK}|{END}", page.read_text(encoding="utf-8"))
-    if len(pieces) != 3:
-        raise InputError(
-            f"{page} lacks the marks {MARK} and {END}: put them where the tables belong"
-        )
-    parts, words = readme(target), {}
-    if ".zh" in page.name:
-        words = read_json(CHINESE)
-        del parts["Findings"]
-    text = "\n".join(map("**{}**\n\n{}".format, parts.keys(), parts.values()))
-    for english, other in words.items():
-        text = text.replace(english, other)
-    write_text(page, f"{pieces[0]}{MARK}\n{text}{END}{pieces[2]}")
+
+def find(root: Path) -> tuple[list[Run], list[str]]:
+    """Every finished run below `root` by its path, and a line on each that cannot be read."""
+    runs, problems = [], []
+    for path in sorted(root.rglob("result.json")):
+        try:
+            runs.append(read_run(path.parent))
+        except InputError as error:
+            problems.append(f"left out: {error}")
+    return runs, problems
 
 
-def publish(source: Path, target: Path, tuning: Path | None = None) -> int:
-    """Copy what is finished, write the overview, and fill the guides if `target` is
-    docs/results; the number of places copied."""
-    from common.study import pages
-    from common.study.figures import study
-    from common.study.found import copy, find
+def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+    """Runs side by side in one folder that differ in their seed alone, together."""
+    groups = {}
+    for run in runs:
+        key = str((run.folder.parent, run.recipe | {"seed": None}, run.machine))
+        if run.recipe["seed"] in groups.get(key, ()):  # once more the same is no other seed
+            key = run.folder
+        groups.setdefault(key, {})[run.recipe["seed"]] = run
+    return [list(group.values()) for group in groups.values()]
 
-    target.mkdir(parents=True, exist_ok=True)
-    count = 0 if source.samefile(target) else copy(source, target)
-    if tuning:
-        count += copy(tuning, target / "tuning", figures=False)
-    study(find(target), target / "study.png")
-    write_text(target / "README.md", pages.overview(target))
-    if target.resolve() == Path("docs/results").resolve():
-        for page in filter(Path.is_file, GUIDES):
-            fill(page, target)
-    return count
+
+def usual(recipes: Sequence[Json]) -> Json:
+    """Each field's most frequent value, in recipes on all training images where there are some."""
+    whole = [recipe for recipe in recipes if not recipe["train_limit"]] or recipes
+    return {key: mode(recipe[key] for recipe in whole) for key in recipes[0]}
+
+
+def departures(recipe: Json, base: Json) -> list[str]:
+    """The fields of a recipe that differ from `base`, in words."""
+    words = []
+    for key, value in recipe.items():
+        if key not in APART and value != base.get(key):
+            text = WORDS.get(key, key.replace("_", " ") + " {}")
+            bare = re.sub(r" ?{.*?} ?", "", text)
+            words.append(bare if value is True else text.format(value) if value else f"no {bare}")
+    return words
+
+
+def network(recipe: Json) -> str:
+    """`SE-ResNet18 with imagenet stem`, or `EfficientNet-B2 ×2` where images are enlarged."""
+    name = NETWORKS.get(recipe["model"], recipe["model"])
+    if recipe["model"] == "se_resnet18":
+        name += f" with {recipe['stem']} stem"
+    return name if recipe["resize"] == 1 else f"{name} ×{recipe['resize']}"
+
+
+def weights(recipe: Json) -> str:
+    """`random`, `ImageNet` for the published ones, else the name of the file, or of the run whose
+    best.pt it was."""
+    if not recipe["pretrained"]:
+        return "random"
+    file = Path(recipe["weights"] or "ImageNet")
+    return file.parent.name if file.name == "best.pt" else file.stem
+
+
+def mean(values: Sequence[float]) -> str:
+    """Mean of fractions in percent, of several with their standard deviation."""
+    spread = f" ± {number(100 * stdev(values))}" if len(values) > 1 else ""
+    return number(100 * fmean(values)) + spread
+
+
+def table(runs: Sequence[Run], root: Path, page: Path | None = None) -> tuple[list, list[str]]:
+    """(header and rows as cells, lines to stand below: usual recipes and machines).
+
+    Args:
+        page: the file that the table is for, where each test figure is a link; None to print it.
+    """
+    groups = by_seed(runs)
+    of_model, machines = {}, list(dict.fromkeys(run.machine for run in runs))
+    for one, *_ in groups:
+        of_model.setdefault(one.recipe["model"], []).append(one.recipe)
+    bases = {model: usual(recipes) for model, recipes in of_model.items()}
+    grid = [HEADS]
+    for group in groups:
+        folder, recipe, _, machine = group[0]
+        columns = {key: [run.result[key] for run in group] for key in NUMBERS}
+        name, test, n = folder.relative_to(root).as_posix(), mean(columns["test_top1"]), len(group)
+        seeds = ", ".join(link(run, page) for run in group) if page else ""
+        if n > 1:
+            name = re.sub(r"-?seed\d+$", "", name)
+            test += f" (n = {n}: {seeds})" if page else f" (n = {n})"
+        grid.append((
+            name.replace("|", "\\|"),
+            ", ".join([network(recipe), *departures(recipe, bases[recipe["model"]])]),
+            weights(recipe),
+            seeds if page and n == 1 else test,
+            mean(columns["val_top1"]),
+            " to ".join(map(str, sorted({*columns["epochs"]}))),
+            duration(fmean(columns["train_seconds"])),
+            str(machines.index(machine) + 1),
+        ))
+    plain = asdict(Recipe(batch_size=0, lr=0))  # so that these two are always said
+    below = [f"usual recipe of {NETWORKS.get(model, model)}: {', '.join(departures(base, plain))}"
+             for model, base in bases.items()]
+    return grid, below + [f"machine {i}: {words}" for i, words in enumerate(machines, 1)]
+
+
+def link(run: Run, page: Path) -> str:
+    """A run's test figure, linked to its result.json from a page."""
+    target = os.path.relpath(run.folder / "result.json", page.parent)
+    return f"[{mean([run.result['test_top1']])}]({quote(os.fsencode(target))})"
+
+
+def markdown(grid: Sequence[Sequence[str]], texts: int = 1, width: int | None = None) -> str:
+    """Header and rows of cells as an aligned Markdown table, numbers to the right.
+
+    Args:
+        texts: columns at the left that are no numbers.
+        width: columns of the terminal; the two widest texts are wrapped until a row fits.
+    """
+    widths = [max(3, *map(len, column)) for column in zip(*grid)]
+    while width and sum(widths) + 3 * len(widths) + 1 > width and max(widths[:texts]) > 10:
+        widths[widths.index(max(widths[:texts]))] -= 1
+    align = [str.ljust] * texts + [str.rjust] * (len(widths) - texts)
+    rule = ["-" * size if to is str.ljust else "-" * (size - 1) + ":"
+            for size, to in zip(widths, align)]
+    lines = []
+    for row in (grid[0], rule, *grid[1:]):
+        for cells in zip_longest(*map(textwrap.wrap, row, widths), fillvalue=""):
+            aligned = [to(cell, size) for cell, size, to in zip(cells, widths, align)]
+            lines.append(f"| {' | '.join(aligned)} |\n")
+    return "".join(lines)
 
 
 def main() -> None:
-    """Publish the runs that the command line names."""
-    parser = Parser(
-        prog="python -m common.study.results",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", type=Path, help="folder of the run folders")
-    parser.add_argument(
-        "target", type=Path, help="where to publish; docs/results fills the guides' tables too"
-    )
-    parser.add_argument(
-        "--tuning",
-        type=Path,
-        metavar="RUNS",
-        help="runs by which defaults were chosen on val: they get a table",
-    )
+    """Print the table, and write it where asked."""
+    parser = Parser(prog="python -m common.study.results", description=__doc__,
+                    formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="?", type=a_path, default="runs",
+                        help="folder of the run folders (default: runs)")
+    parser.add_argument("--write", type=a_path, metavar="FILE",
+                        help="write the table to this new Markdown file, each test figure a link")
     given = parser.parse_args()
-    if not given.runs.is_dir():
-        raise InputError(
-            f"{given.runs} is no folder: train first, or give the folder of the run folders"
-        )
-    places = publish(given.runs, given.target, given.tuning)
-    print(f"{places} results published in {given.target}")
+    root, page = Path(given.runs), given.write and Path(given.write)
+    if page and page.exists():
+        raise InputError(f"{page} is there already: remove it, or name another file")
+    runs, problems = find(root)
+    print("\n".join([*problems, ""]), end="")
+    if not runs:
+        raise InputError(f"{root} holds no finished run: train first, or name another folder")
+    grid, below = table(runs, root)
+    said = "".join(f"- {line}\n" for line in below)
+    print(markdown(grid, 3, shutil.get_terminal_size((150, 24)).columns), said, sep="\n", end="")
+    if page:
+        grid, _ = table(runs, root, page)
+        write_text(page, f"{markdown(grid, 3)}\n{said}")
+        print(f"\nwritten: {page}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ show; reruns that only fill gaps."""
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,13 +15,14 @@ import pytest
 import ablation
 import train_effnet
 from common.config import Runtime
+from common.data.sources import CLASSES
 from common.errors import InputError, RunError
 from common.files import write_csv
 from common.models import weights
 from common.study.arms import share
-from common.study.ablation import (
-    best_checkpoint, collect, conclusions, learned, markdown, mcnemar_exact, write,
-)  # fmt: skip
+from common.study.ablation import (best_checkpoint, collect, conclusions, is_cifar10, learned,
+                                   mcnemar_exact, page, verdict, write)
+from conftest import ROOT
 
 CONTROL = replace(train_effnet.DEFAULT, resize=2)
 ARMS = ("EfficientNetB2_Pretrained", "EfficientNetB2_NoPretrain", "EfficientNetB2_NoLS")
@@ -53,25 +55,27 @@ def test_shards_share_all_jobs_and_none_twice():
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
-def write_result(
-    study: Path, arm: str, seed: int, top1: float, val: float = 0.5, wrong=None
-) -> None:
-    """A finished run; `wrong`: names of the test images, of a hundred, that it gets wrong."""
+def write_result(study: Path, arm: str, seed: int, top1: float, val: float = 0.5, wrong=None,
+                 recipe: dict | None = None, **more) -> None:
+    """A finished run; `wrong`: names of the test images, of a hundred, that it gets wrong;
+    `recipe`: what differs from the arm's, `more`: what result.json holds else."""
     folder = study / f"{arm}-seed{seed}"
     folder.mkdir(parents=True)
+    own = replace(CONTROL, **{**ablation.ARMS[arm], "seed": seed, **(recipe or {})})
+    card = {"recipe": asdict(own), "runtime": {"data_dir": None}}
     result = {
-        "test_top1": top1, "val_top1": val, "test_images": 10_000, "wall_seconds": 1.0,
-        "parameters": 7, "source": "CIFAR-10", "class_names": list("abcdefghij"),
-        "weights": "the weights", "versions": {"hardware": "h"},
-    }  # fmt: skip
+        "test_top1": top1, "val_top1": val, "test_images": 10_000, "train_seconds": 1.0,
+        "epochs": 3, "parameters": 7, "source": "CIFAR-10", "class_names": list(CLASSES),
+        "weights": "the weights", "versions": {"hardware": "h", "torch": "2.9"}, **more}
+    (folder / "recipe.json").write_text(json.dumps(card))
     (folder / "result.json").write_text(json.dumps(result))
     if wrong is not None:
         rows = [(f"{i}.png", 1, 0 if i in wrong else 1) for i in range(100)]
         write_csv(folder / "test_predictions.csv", ("name", "label", "prediction"), rows)
 
 
-def table_of(study: Path, seeds=(0,), **changed) -> dict:
-    return collect(study, ARMS, seeds, ARMS[0], asdict(replace(CONTROL, **changed)))
+def table_of(study: Path, seeds=(0,)) -> dict:
+    return collect(study, {arm: ablation.ARMS[arm] for arm in ARMS}, seeds, ARMS[0])
 
 
 def test_table_statistics_by_hand(tmp_path):
@@ -87,13 +91,10 @@ def test_table_statistics_by_hand(tmp_path):
     assert without["delta"] == pytest.approx(-0.10)  # paired: -0.10, -0.09, -0.11
     assert without["delta_high"] == pytest.approx(-0.10 + half, abs=1e-6)
     first, second = conclusions(table)
-    assert first.startswith(
-        "NoPretrain: costs 10.00 points, 95 % interval from −12.48 to −7.52 over 3"
-    )
-    assert first.endswith("(the first study: −10.07).")
-    assert second.startswith(
-        "NoLS: no measurable effect, +0.03 points against the control, 95 %"
-    )
+    assert first == ("NoPretrain: −10.00 points (95 % interval −12.48 to −7.52, n = 3), lower. "
+                     "First study −10.07: confirmed.")
+    assert second.startswith("NoLS: +0.03 points (95 % interval −0.2")
+    assert second.endswith("n = 3), no measurable effect. First study +0.00: confirmed.")
     write(table, tmp_path)
     assert json.loads((tmp_path / "ablation.json").read_text())["conclusions"] == [
         first,
@@ -109,12 +110,33 @@ def test_table_statistics_by_hand(tmp_path):
     assert "93.81" in text and "the control starts from the weights" in text
 
 
-def test_a_part_of_the_images_is_not_set_beside_the_first_study(tmp_path):
-    for arm, value in zip(ARMS, (0.94, 0.80, 0.94)):
-        write_result(tmp_path, arm, 0, value)
-    whole, part = table_of(tmp_path), table_of(tmp_path, train_limit=4500)
-    assert "93.81" in markdown(whole) and "the first study: −10.07" in markdown(whole)
-    assert "93.81" not in markdown(part) and "first study" not in markdown(part)
+@pytest.mark.parametrize("recipe, more", [
+    ({"train_limit": 4500}, {}), ({}, {"source": "synthetic"}), ({}, {"is_cifar10": False}),
+    ({}, {"class_names": ["ant", "bee"]})])
+def test_the_first_study_stands_beside_all_of_cifar10_alone(tmp_path, recipe, more):
+    for study, (changed, other) in {"whole": ({}, {}), "part": (recipe, more)}.items():
+        for arm, value in zip(ARMS, (0.94, 0.80, 0.94)):
+            write_result(tmp_path / study, arm, 0, value, recipe=changed, **other)
+    whole, part = table_of(tmp_path / "whole"), table_of(tmp_path / "part")
+    assert "93.81" in page(whole) and "First study −10.07: open." in page(whole)
+    assert "93.81" not in page(part) and "irst study" not in page(part)
+
+
+def test_cifar10_is_told_by_its_key_and_in_older_results_by_its_classes():
+    older = {"source": "class folders, 10 classes", "class_names": list(CLASSES)}
+    assert is_cifar10(older) and is_cifar10({"source": "CIFAR-10"})
+    assert is_cifar10({"source": "x", "class_names": [], "is_cifar10": True})
+    assert not is_cifar10(older | {"is_cifar10": False})
+    assert not is_cifar10(older | {"source": "synthetic"})
+
+
+@pytest.mark.parametrize("low, high, claimed, said", [
+    (-0.12, -0.08, -0.10, "confirmed"), (-0.20, -0.15, -0.10, "confirmed"),
+    (-0.02, 0.01, -0.01, "open"), (-0.001, 0.002, -0.01, "refuted"), (0.01, 0.02, -0.01, "refuted"),
+    (-0.004, 0.003, 0.0, "confirmed"), (-0.02, 0.01, 0.0, "open"), (-0.02, -0.01, 0.0, "refuted"),
+    (None, None, -0.1, "open")])
+def test_what_an_interval_makes_of_a_claim(low, high, claimed, said):
+    assert verdict(low, high, claimed) == said
 
 
 def test_mcnemar_exact_by_hand():
@@ -131,15 +153,10 @@ def test_one_seed_tells_a_pair_of_networks_from_a_recipe(tmp_path):
     table = table_of(tmp_path)
     assert [row["only_right"] for row in table["rows"]] == [None, [12, 0], [2, 1]]
     apart, alike = conclusions(table)
-    assert "differs beyond chance (12 images only the control gets right, 0 only this" in apart
-    assert (
-        "p < 0.001" in apart
-        and "p = 1.000" in alike
-        and "no more than by chance (2 images" in alike
-    )
-    assert all(
-        "a single seed cannot tell what the recipe does" in words for words in (apart, alike)
-    )
+    assert apart == ("NoPretrain: −12.00 points, one seed: this pair of networks differs beyond "
+                     "chance (p < 0.001). First study −10.07: open.")
+    assert alike == ("NoLS: −1.00 points, one seed: this pair of networks differs no more than by "
+                     "chance (p = 1.000). First study +0.00: open.")
 
 
 def test_one_seed_without_predictions_claims_nothing(tmp_path):
@@ -147,9 +164,7 @@ def test_one_seed_without_predictions_claims_nothing(tmp_path):
         write_result(tmp_path, arm, 0, value)
     table = table_of(tmp_path)
     assert table["rows"][0]["std"] is None and "NaN" not in json.dumps(table)
-    assert all(
-        "a single seed, so no effect is claimed" in words for words in conclusions(table)
-    )
+    assert all("one seed: no effect is claimed" in words for words in conclusions(table))
 
 
 def test_arms_near_guessing_get_no_chart(tmp_path):
@@ -164,15 +179,40 @@ def test_arms_near_guessing_get_no_chart(tmp_path):
 def test_missing_and_failed_runs_are_named(tmp_path):
     write_result(tmp_path, ARMS[0], 0, 0.9)
     (tmp_path / f"{ARMS[1]}-seed0.FAILED").write_text("RunError: the loss is not finite\n")
-    table = table_of(tmp_path)
+    (tmp_path / f"{ARMS[2]}-seed1").mkdir()
+    table = table_of(tmp_path, (0, 1))
     assert f"{ARMS[2]}-seed0: missing" in conclusions(table)
+    assert f"{ARMS[2]}-seed1: not finished" in conclusions(table)
     assert f"{ARMS[1]}-seed0: FAILED: RunError: the loss is not finite" in conclusions(table)
+
+
+def test_runs_of_other_settings_in_one_table_are_named(tmp_path):
+    write_result(tmp_path, ARMS[0], 0, 0.94, identity="i")
+    write_result(tmp_path, ARMS[1], 0, 0.80, identity="i")
+    write_result(tmp_path, ARMS[2], 0, 0.94, recipe={"epochs": 7}, identity="j")
+    write_result(tmp_path, ARMS[0], 1, 0.93, recipe={"lr": 0.5}, identity="i")
+    table = table_of(tmp_path, (0, 1))
+    said = conclusions(table)
+    assert f"{ARMS[2]}-seed0: not only its arm is another (data: i -> j, epochs: 30 -> 7)" in said
+    assert f"{ARMS[0]}-seed1: not only its arm is another (lr: 0.002 -> 0.5)" in said
+    assert [*table["mixed"]] == [f"{ARMS[0]}-seed1", f"{ARMS[2]}-seed0"]
+
+
+def test_without_the_control_the_other_arms_are_compared_with_each_other(tmp_path):
+    write_result(tmp_path, ARMS[1], 0, 0.80)
+    write_result(tmp_path, ARMS[2], 0, 0.94)
+    assert table_of(tmp_path)["mixed"] == {}
+    write_result(tmp_path, ARMS[2], 1, 0.94, recipe={"lr": 0.5})
+    assert [*table_of(tmp_path, (0, 1))["mixed"]] == [f"{ARMS[2]}-seed1"]
 
 
 def test_best_checkpoint_is_chosen_on_val_alone(tmp_path):
     assert best_checkpoint(tmp_path) is None
-    write_result(tmp_path, ARMS[0], 0, 0.99, val=0.6)
-    write_result(tmp_path, ARMS[1], 0, 0.10, val=0.7)
+    for arm, test, val in zip(ARMS, (0.99, 0.10, 0.5), (0.6, 0.7, 0.8)):
+        write_result(tmp_path, arm, 0, test, val=val)
+    assert best_checkpoint(tmp_path) is None  # published runs have none
+    for arm in ARMS[:2]:
+        (tmp_path / f"{arm}-seed0" / "best.pt").touch()
     assert best_checkpoint(tmp_path) == tmp_path / f"{ARMS[1]}-seed0" / "best.pt"
 
 
@@ -204,15 +244,13 @@ def test_a_shard_minds_its_own_gaps_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("common.data.sources.load_splits", lambda *_: None)
     monkeypatch.setattr("common.training.run.publish", lambda path, runs: f"{path} of {runs}")
     study = tmp_path / "ablation" / "s"
-    codes = []
-    for shard in ("1/5", "2/5"):
-        flags = ["--all", "--shard", shard, "--out", str(tmp_path), "--name", "s"]
-        monkeypatch.setattr(sys, "argv", ["ablation.py", *flags])
-        codes.append(ablation.main())
-        monkeypatch.setattr(
-            ablation, "run_job", lambda job, *_: write_result(study, *job, 0.5)
-        )
-    assert codes == [1, 0] and (study / f"{ARMS[0]}-seed0.FAILED").exists()
+    flags = ["ablation.py", "--all", "--out", str(tmp_path), "--name", "s", "--shard"]
+    monkeypatch.setattr(sys, "argv", [*flags, "1/5"])
+    with pytest.raises(RunError, match="no run of .* is finished: EfficientNetB2_Pretrained-seed0"):
+        ablation.main()
+    monkeypatch.setattr(ablation, "run_job", lambda job, *_: write_result(study, *job, 0.5))
+    monkeypatch.setattr(sys, "argv", [*flags, "2/5"])
+    assert ablation.main() == 0 and (study / f"{ARMS[0]}-seed0.FAILED").exists()
 
 
 def test_other_settings_are_another_study(monkeypatch):
@@ -244,17 +282,78 @@ def test_the_smoke_study_starts_from_lite2_where_it_is_installed(tmp_path, monke
     assert found == str(tmp_path / "pretraining" / "best.pt") and not trained[0].pretrained
 
 
-def test_bad_choices_are_exit_2(run_script):
-    for flags in (
-        (),
-        ("--all", "--arms", ARMS[2]),
-        ("--arms", "NoSuchArm"),
-        ("--all", "--seeds", "1", "1"),
-        ("--all", "--shard", "3/2", "--smoke"),
-        ("--all", "--shard", "0/2", "--smoke"),
-    ):
-        done = run_script("ablation.py", *flags)
-        assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+def test_collect_tells_of_the_runs_not_of_the_flags(tmp_path, run_script):
+    """Runs of 2 + 7 epochs from own weights, collected without any flag of theirs."""
+    study = tmp_path / "runs/ablation/mine"
+    own = dict(recipe={"epochs": 7, "head_epochs": 2}, weights="my own")
+    for arm, top1 in zip(ARMS, (0.9, 0.8, 0.85)):
+        write_result(study, arm, 0, top1, val=top1, **own)
+        (study / f"{arm}-seed0/best.pt").touch()
+    done = run_script("ablation.py", "--arms", *ARMS[1:], "--collect", "--name", "mine")
+    assert done.returncode == 0, done.stderr
+    assert "the control starts from my own; 2 + 7 epochs; h, torch 2.9" in done.stdout
+    table = json.loads((study / "ablation.json").read_text())
+    assert (table["recipe"]["epochs"], table["recipe"]["head_epochs"]) == (7, 2)
+    last = done.stdout.splitlines()[-1]
+    analyze = ROOT / "analyze.py"  # the script was named by its whole path
+    assert last == f"next: python {analyze} --ckpt runs/ablation/mine/{ARMS[0]}-seed0/best.pt"
+
+
+def test_a_finished_study_names_the_next_command_too(tmp_path, run_script):
+    study = tmp_path / "runs/ablation/s"
+    for arm, top1 in zip(ARMS[:2], (0.9, 0.8)):
+        write_result(study, arm, 0, top1, val=top1)
+        (study / f"{arm}-seed0/best.pt").write_bytes(arm.encode())
+    code = (
+        f"import sys; sys.argv = ['ablation.py', '--arms', {ARMS[1]!r}, '--name', 's']\n"
+        "import ablation, train_effnet; from common.data import sources\n"
+        "train_effnet.train = lambda *_, **__: None; sources.load_splits = lambda *_: None\n"
+        "from common.study import ablation as tables; tables.measure_cost = lambda *_, **__: 0\n"
+        "ablation.main()"
+    )
+    done = run_script("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "next: python analyze.py --ckpt best.pt"
+    assert (tmp_path / "best.pt").read_bytes() == ARMS[0].encode()
+
+
+def test_the_published_table_can_be_made_anew(tmp_path, run_script):
+    (published,) = (ROOT / "docs/results/ablation").glob("*/")
+    shutil.copytree(published, tmp_path / "runs/ablation" / published.name)
+    flags = ("--all", "--collect", "--name", published.name)
+    done = run_script("ablation.py", *flags)
+    assert done.returncode == 0 and "next:" not in done.stdout, done.stderr  # no best.pt is there
+    made = tmp_path / "runs/ablation" / published.name
+    for name in ("ablation.md", "ablation.csv"):
+        assert (made / name).read_text() == (published / name).read_text()
+    new, old = (json.loads((place / "ablation.json").read_text()) for place in (made, published))
+    assert new["rows"] == old["rows"] and new["conclusions"] == old["conclusions"]
+
+
+@pytest.mark.parametrize("flags, said", [
+    ((), "choose --all, or --arms"),
+    (("--all", "--arms", ARMS[2]), "choose --all, or --arms"),
+    (("--arms", "NoSuchArm"), "invalid choice: 'NoSuchArm'"),
+    (("--all", "--seeds", "1", "1"), "--seeds names a seed twice: name each once"),
+    (("--all", "--seeds", "-1"), "-1 is no seed: give whole numbers from 0 to 2^31 - 1"),
+    (("--all", "--seeds", "2147483648"), "2147483648 is no seed: give whole numbers from 0"),
+    (("--all", "--seeds", "½"), "½ is no seed: give whole numbers from 0"),
+    (("--all", "--shard", "3/2", "--smoke"), "--shard 3/2 must be I/N"),
+    (("--all", "--shard", "0/2", "--smoke"), "--shard 0/2 must be I/N"),
+    (("--all", "--collect", "--name", "mistyped"),
+     "runs/ablation/mistyped holds no finished run of these arms and seeds"),
+])
+def test_bad_choices_are_exit_2(run_script, flags, said):
+    done = run_script("ablation.py", *flags)
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert said in done.stderr and done.stdout == ""
+
+
+def test_a_mistyped_name_is_told_what_there_is(tmp_path, run_script):
+    write_result(tmp_path / "runs/ablation/mine", ARMS[0], 0, 0.9)
+    done = run_script("ablation.py", "--all", "--collect", "--name", "mien")
+    assert done.returncode == 2 and done.stderr.endswith("(there: mine)\n")
+    assert not (tmp_path / "runs/ablation/mien").exists()
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The result table holds what the files say, and says "not measured" of the rest."""
+"""The table of runs holds what their files say, one row for runs that differ in their seed alone."""
 import json
 import re
 from dataclasses import asdict, replace
@@ -8,298 +8,176 @@ import pytest
 
 import train_baseline
 import train_effnet
-from common.data.sources import CLASSES
-from common.errors import InputError
-from common.study import figures, pages, results
-from common.study.found import copy, find
-from common.study.rows import ROWS, row_of, start
-from common.study.tables import markdown, read_csv
+import train_improved
+from common.config import Recipe
+from common.study.results import find, markdown, table
 from conftest import ROOT
 
 B2 = replace(train_effnet.DEFAULT, resize=2)
-TEN = list(CLASSES)
-VERSIONS = {"hardware": "CPU x, 2 threads", "torch": "2.9", "git_commit": "abc"}
-HISTORY = """stage,epoch,val_top1,images_per_s
-head,1,0.5,5000
-finetune,2,0.7,1234
-finetune,3,0.75,1200
-"""
+COMMAND = ("-m", "common.study.results")
 
 
-def write_run(root: Path, script: str, recipe, test: float, name: str, **more) -> None:
+def write_run(folder: Path, recipe: Recipe, test: float, **more) -> None:
     """A finished run; `more` replaces what result.json holds."""
-    folder = root / script / name
     folder.mkdir(parents=True)
-    card = {
-        "script": script, "recipe": asdict(recipe), "split_hash": "s",
-        "runtime": {"data_dir": "/home/me/data", "seed": 1},
-    }  # fmt: skip
-    result = {
-        "source": "CIFAR-10", "class_names": TEN, "test_top1": test, "val_top1": 0.75,
-        "train_seconds": 80.0, "wall_seconds": 110.0, "resumed": False, "versions": VERSIONS,
-        "diagnosis": ["It overfits."], **more,
-    }  # fmt: skip
+    versions = {"hardware": "CPU x, 2 threads", "torch": "2.9", "precision": "float32"}
+    result = {"source": "CIFAR-10", "test_top1": test, "val_top1": 0.75, "epochs": 3,
+              "train_seconds": 80.0, "versions": versions, **more}
+    card = {"recipe": asdict(recipe), "runtime": {"data_dir": None}}
     (folder / "recipe.json").write_text(json.dumps(card))
     (folder / "result.json").write_text(json.dumps(result))
-    (folder / "history.csv").write_text(HISTORY)
-    (folder / "curves.png").write_bytes(b"png")
 
 
-def lines(root: Path, title: str, asked: bool = True) -> list[str]:
-    """The table's lines of a row, without the padding."""
-    asked_for, other = pages.results(find(root))
-    text = re.sub(" +", " ", asked_for if asked else other)
-    return [line for line in text.splitlines() if line.startswith(f"| {title}")]
+def rows(root: Path) -> list[dict[str, str]]:
+    """The table's rows, keyed by its header."""
+    (head, *lines), _ = table(find(root)[0], root)
+    return [dict(zip(head, line)) for line in lines]
 
 
-def test_seeds_share_a_line_and_gaps_are_named(tmp_path):
+def test_seeds_share_a_row(tmp_path):
     for seed, test in enumerate((0.73, 0.74, 0.75)):
         recipe = replace(train_baseline.DEFAULT, seed=seed)
-        write_run(tmp_path, "train_baseline", recipe, test, f"s{seed}")
-    drawn = replace(train_baseline.DEFAULT, synthetic=True)
-    write_run(tmp_path, "train_baseline", drawn, 0.99, "drawn", source="synthetic")
-    (line,) = lines(tmp_path, "SimpleCNN")
-    assert (
-        "| random weights | val 73.30 | 74.00 ± 1.00 (n = 3) | 75.00 ± 0.00 (n = 3) "
-        "| 3 | 80 s | 1.8 min |"
-        in line
-    )
-    assert "| 1,234 |" in line and "99" not in line  # not the head epoch's 5,000
-    shown = [row for row in ROWS if "FILE" not in row.command]
-    assert pages.results(find(tmp_path))[0].count("not measured") == len(shown) - 1
+        write_run(tmp_path / f"train_baseline/a-seed{seed}", recipe, test, epochs=3 + seed // 2)
+    (row,) = rows(tmp_path)
+    assert row == {
+        "run": "train_baseline/a", "what": "SimpleCNN", "weights": "random", "epochs": "3 to 4",
+        "test %": "74.00 ± 1.00 (n = 3)", "val %": "75.00 ± 0.00", "time": "80 s", "on": "1"}
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.key)
-def test_every_row_counts_what_its_command_gives(row):
-    assert row.changes(row.recipe) == {} and row_of(row.recipe) is row
+def test_only_runs_that_differ_in_nothing_else_share_a_row(tmp_path):
+    base = train_baseline.DEFAULT
+    write_run(tmp_path / "s/a-seed0", base, 0.73)
+    write_run(tmp_path / "s/again", base, 0.73)  # the same seed once more
+    write_run(tmp_path / "s/long-seed1", replace(base, seed=1, epochs=60), 0.74, epochs=60)
+    write_run(tmp_path / "t/b-seed1", replace(base, seed=1), 0.74)  # a copy, or another study
+    write_run(tmp_path / "s/other-seed2", replace(base, seed=2), 0.74,
+              versions={"hardware": "GPU y", "torch": "2.9"})
+    assert [row["run"] for row in rows(tmp_path)] == [
+        "s/a-seed0", "s/again", "s/long-seed1", "s/other-seed2", "t/b-seed1"]
+    assert [row["on"] for row in rows(tmp_path)] == ["1", "1", "1", "2", "1"]
+    _, below = table(find(tmp_path)[0], tmp_path)
+    assert below[1:] == ["machine 1: CPU x, 2 threads, torch 2.9, float32",
+                         "machine 2: GPU y, torch 2.9, precision unknown"]
 
 
-def test_other_settings_get_a_line_of_their_own_that_shows_them(tmp_path):
-    recipe = replace(train_baseline.DEFAULT, epochs=2, lr=0.5, momentum=0.5)
-    write_run(tmp_path, "train_baseline", recipe, 0.40, "quick")
-    small = replace(train_effnet.SCRATCH, resize=2, train_limit=4500)
-    write_run(tmp_path, "train_effnet", small, 0.31, "small")
-    write_run(tmp_path, "train_baseline", replace(recipe, batch_size=32), 0.45, "further")
-    # Where the command itself was not run, the nearest run on all images stands for it.
-    (line,) = lines(tmp_path, "SimpleCNN")
-    assert "SimpleCNN, epochs 2, lr 0.5, momentum 0.5 |" in line and "| val 73.30 |" in line
-    (line,) = lines(tmp_path, "SimpleCNN", asked=False)
-    assert "SimpleCNN, epochs 2, batch_size 32, lr 0.5, momentum 0.5 |" in line
-    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "asked")
-    assert "| 73.00 |" in lines(tmp_path, "SimpleCNN")[0]
-    assert len(lines(tmp_path, "SimpleCNN", asked=False)) == 2
-    assert "not measured" in lines(tmp_path, "EfficientNet-B2, 64 px, from scratch")[0]
-    (line,) = lines(tmp_path, "EfficientNet-B2, 64 px, from scratch", asked=False)
-    # The first study saw all images.
-    assert "train_limit 4500 | random weights | – | 31.00 |" in line
-
-
-def test_each_line_says_which_weights_it_started_from(tmp_path):
-    lite2 = "ImageNet weights of EfficientNet-Lite2, transplanted"
-    given = "/data/efficientnet-b2-8bb594d6.pth"
-    for name, test, recipe, more in (
-        ("given", 0.94, replace(B2, weights=given), {}),
-        ("fetched", 0.96, replace(B2, seed=1), {}),
-        ("lite2", 0.95, replace(B2, weights="lite2"), {"weights": lite2}),
-        ("own", 0.92, replace(B2, weights="runs/b2-lite2/best.pt"), {}),
-        ("small", 0.85, replace(B2, resize=1, weights="lite2"), {"weights": lite2}),
+def test_a_row_says_what_departs_from_the_usual_in_words(tmp_path):
+    for name, changed in (
+        ("a", {}), ("b", {"seed": 1, "lr": 0.004}), ("c", {"label_smoothing": 0.0}),
+        ("d", {"train_limit": 4500}), ("e", {"train_limit": 4500, "cutmix": 0.5, "resize": 3}),
+        ("f", {"flip": False, "decay_all": True, "nesterov": True, "rotation": 7.5}),
     ):
-        write_run(tmp_path, "train_effnet", recipe, test, name, **more)
-    first, second, third = lines(tmp_path, "EfficientNet-B2, 64 px, ")[1:]
-    assert (
-        "ImageNet weights | published ImageNet weights | 93.77 to 93.81 | 95.00 ± 1.41 (n = 2)"
-        in first
-    )
-    assert f"64 px, Lite2's weights | {lite2} | – | 95.00 |" in second
-    assert "own weights | weights of an own run | – | 92.00 |" in third
-    assert f"| {lite2} | 85.99 | 85.00 |" in lines(tmp_path, "EfficientNet-B2, 32 px")[0]
+        write_run(tmp_path / name, replace(B2, **changed), 0.9)
+    what = {row["run"]: row["what"].removeprefix("EfficientNet-B2 ") for row in rows(tmp_path)}
+    assert what == {
+        "a": "×2", "b": "×2, lr 0.004", "c": "×2, no label smoothing", "d": "×2, 4,500 train images",
+        "e": "×3, 4,500 train images, CutMix 0.5",
+        "f": "×2, nesterov, decay of all parameters, no flip, rotation 7.5"}
+    _, below = table(find(tmp_path)[0], tmp_path)
+    assert below[0].startswith("usual recipe of EfficientNet-B2: dropout 0.3, ")
+    assert "batch size 125, adamw, lr 0.002, weight decay 0.01, cosine schedule" in below[0]
 
 
-def test_weights_are_told_by_their_file():
-    for file, kind in (
-        (None, "imagenet"),
-        ("lite2", "lite2"),
-        ("a/efficientnet_lite2-1.pth", "lite2"),
-        ("b2-lite2/best.pt", "own"),
+def test_seeds_and_trials_do_not_make_a_recipe_usual(tmp_path):
+    """Five trials with few images, and one run with all: the latter is what is usual."""
+    for seed in range(5):
+        trial = replace(train_improved.CNN, seed=seed, lr=0.5, train_limit=500)
+        write_run(tmp_path / f"trial-seed{seed}", trial, 0.4)
+    write_run(tmp_path / "whole", train_improved.CNN, 0.9)
+    assert [row["what"] for row in rows(tmp_path)] == [
+        "ImprovedCNN, 500 train images, lr 0.5", "ImprovedCNN"]
+
+
+def test_weights_networks_and_data_are_told_apart(tmp_path):
+    stem = replace(train_improved.RESNET, stem="imagenet")
+    for name, recipe in (
+        ("a", B2), ("b", replace(B2, weights="lite2")), ("c", replace(B2, pretrained=False)),
+        ("d", replace(B2, weights="runs/mine/best.pt")), ("e", replace(B2, weights="x/w.pth")),
+        ("f", stem),
     ):
-        assert start({"pretrained": True, "weights": file}) == kind
-    assert start({"pretrained": False, "weights": "lite2"}) == "random"
+        write_run(tmp_path / name, recipe, 0.9)
+    write_run(tmp_path / "g", B2, 0.9, source="class folders, 3 classes")
+    found = rows(tmp_path)
+    assert [row["weights"] for row in found] == [
+        "ImageNet", "lite2", "random", "mine", "w", "random", "ImageNet"]
+    assert found[5]["what"] == "SE-ResNet18 with imagenet stem"
+    assert found[6]["what"] == "EfficientNet-B2 ×2, class folders, 3 classes"
 
 
-def test_two_machines_and_another_data_set_do_not_share_a_line(tmp_path):
-    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a")
-    gpu = {**VERSIONS, "hardware": "GPU y"}
-    write_run(
-        tmp_path,
-        "train_baseline",
-        replace(train_baseline.DEFAULT, seed=1),
-        0.75,
-        "b",
-        versions=gpu,
-    )
-    write_run(
-        tmp_path,
-        "train_baseline",
-        train_baseline.DEFAULT,
-        0.5,
-        "c",
-        class_names=["ant", "bee"],
-    )
-    found = lines(tmp_path, "SimpleCNN")
-    assert len(found) == 2 and "CPU x" in found[0] and "GPU y" in found[1]
+def test_runs_older_than_a_field_are_read(tmp_path):
+    write_run(tmp_path / "old", B2, 0.9)
+    card = json.loads((tmp_path / "old/recipe.json").read_text())
+    del card["recipe"]["cutmix"], card["recipe"]["class_weights"]
+    (tmp_path / "old/recipe.json").write_text(json.dumps(card))
+    write_run(tmp_path / "old-seed1", replace(B2, seed=1), 0.8)
+    (row,) = rows(tmp_path)
+    assert row["test %"].endswith("(n = 2)")
 
 
-def test_a_resumed_run_has_no_wall_clock(tmp_path):
-    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a", resumed=True)
-    assert "| 80 s | – |" in lines(tmp_path, "SimpleCNN")[0]
+@pytest.mark.parametrize("name, content", [
+    ("result.json", "{}"), ("result.json", "not JSON"), ("recipe.json", '{"recipe": 3}'),
+    ("recipe.json", None), ("result.json", '{"source": 1, "versions": [], "test_top1": "x", '
+     '"val_top1": 0, "epochs": 1, "train_seconds": 1}'),
+    ("recipe.json", '{"recipe": {"lr": []}, "runtime": {}}'),
+    ("recipe.json", '{"recipe": {}, "runtime": null}')])
+def test_a_foreign_file_is_one_line_and_the_rest_is_shown(name, content, tmp_path, run_script):
+    for run in ("a", "b"):
+        write_run(tmp_path / "runs" / run, train_baseline.DEFAULT, 0.73)
+    file = tmp_path / "runs/b" / name
+    file.write_text(content) if content else file.unlink()
+    done = run_script(*COMMAND)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *rest = done.stdout.splitlines()
+    assert first.startswith("left out: runs/b") and name in first
+    assert [line for line in rest if "73.00" in line] and not [line for line in rest if "| b" in line]
 
 
-@pytest.mark.parametrize("name", ["recipe.json", "result.json"])
-def test_a_foreign_file_of_a_run_is_one_line_that_names_it(name, tmp_path):
-    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a")
-    (tmp_path / "train_baseline/a" / name).write_text("{}")
-    with pytest.raises(InputError, match=f"a/{name} lacks "):
-        pages.results(find(tmp_path))
+def test_no_finished_run_is_one_line(tmp_path, run_script):
+    (tmp_path / "empty").mkdir()
+    for folder in ("empty", "absent"):
+        done = run_script(*COMMAND, folder)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == (f"results.py: {folder} holds no finished run: train first, or name "
+                               "another folder\n")
 
 
-def test_copies_leave_out_drawn_images_and_paths_of_the_machine(tmp_path):
-    runs, docs = tmp_path / "runs", tmp_path / "docs"
-    write_run(runs, "train_baseline", train_baseline.DEFAULT, 0.73, "real")
-    write_run(
-        runs, "train_baseline", train_baseline.DEFAULT, 0.99, "drawn", source="synthetic"
-    )
-    write_run(runs, "ablation/s", B2, 0.93, "EfficientNetB2_Pretrained-seed0")
-    arm = "ablation/s/EfficientNetB2_Pretrained-seed0"
-    for place in (arm, "train_baseline/real"):
-        (runs / place / "test_predictions.csv").write_text("name,label,prediction\n")
-    for script, marker in (("ablation", "ablation.json"), ("analyze", "analysis.json")):
-        (runs / script / "trial").mkdir(parents=True)
-        (runs / script / "trial" / marker).write_text('{"source": "synthetic"}')
-    (runs / "bench.json").write_text("{}")
-    assert copy(runs, docs) == 3
-    assert (docs / "bench.json").is_file() and not (docs / "train_baseline/drawn").exists()
-    assert read_csv(docs / "train_baseline/real/history.csv")[0]["stage"] == "head"
-    card = json.loads((docs / "train_baseline/real/recipe.json").read_text())
-    assert card["runtime"] == {"data_dir": None, "seed": 1}
-    # An arm is a run like any other, and its part of the table can be computed anew.
-    assert (docs / arm / "test_predictions.csv").is_file()
-    assert not (docs / "train_baseline/real/test_predictions.csv").exists()
-    assert "93.00" in lines(docs, "EfficientNet-B2, 64 px, ImageNet")[0]
+def test_rows_fit_the_terminal_and_lose_nothing(tmp_path, run_script):
+    odd = replace(B2, flip=False, rotation=7.5, jitter=0.7, random_erasing=0.0, patience=3)
+    write_run(tmp_path / "runs/train_effnet/a-run-with-a-rather-long-name-of-its-own", odd, 0.9)
+    write_run(tmp_path / "runs/train_effnet/usual", B2, 0.9)
+    write_run(tmp_path / "runs/train_effnet/usual2", replace(B2, seed=2), 0.8)
+    for columns in (100, 300):
+        done = run_script(*COMMAND, COLUMNS=str(columns))
+        lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
+        assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= columns
+        what = " ".join(line.split("|")[2].strip() for line in lines[2:])
+        assert "×2, patience 3, no flip, rotation 7.5, jitter 0.7, no random erasing" in what
 
 
-def test_runs_that_chose_a_default_are_grouped_by_setting(tmp_path):
-    for lr, vals in ((1e-3, (0.80, 0.82)), (2e-3, (0.70, 0.72, 0.74))):
-        for seed, val in enumerate(vals):
-            recipe = replace(B2, lr=lr, seed=seed, train_limit=4500)
-            write_run(
-                tmp_path, "train_effnet", recipe, 0.5, f"lr{lr}-seed{seed}", val_top1=val
-            )
-    text = re.sub(" +", " ", pages.tuning(find(tmp_path))).splitlines()
-    assert text[0] == "| lr | val % |"
-    assert text[2].startswith("| 0.001 |") and text[2].endswith("| 81.00 ± 1.41 (n = 2) |")
-    assert text[3].startswith("| 0.002 |") and text[3].endswith("| 72.00 ± 2.00 (n = 3) |")
-
-
-def write_ablation(
-    root: Path, name: str, seeds: list[int], top1: float, gaps=(), **changed
-) -> None:
-    folder = root / "ablation" / name
-    folder.mkdir(parents=True)
-    table = {
-        "recipe": asdict(replace(B2, **changed)), "seeds": seeds,
-        "gaps": dict.fromkeys(gaps, "missing"),
-        "rows": [{"arm": "Control", "top1": top1}], "conclusions": [f"{name} was said."],
-        "source": "ten", "weights": f"{name}'s weights",
-        "versions": {"hardware": "one core", "torch": "2.14", "git_commit": "c4ef"},
-    }  # fmt: skip
-    (folder / "ablation.json").write_text(json.dumps(table))
-    (folder / "ablation.md").write_text("words\n\n![arms](ablation.png)\n")
-
-
-def test_the_ablation_shown_is_the_whole_one_with_most_seeds(tmp_path):
-    write_ablation(tmp_path, "small", [0, 1, 2], 0.20, train_limit=1000)
-    write_ablation(tmp_path, "broken", [0, 1, 2], 0.50, gaps=["NoLS-seed0"])
-    assert pages.readme(tmp_path)["Ablation"] == "not measured\n"
-    write_ablation(tmp_path, "one", [0], 0.90)
-    write_ablation(tmp_path, "two", [0, 1], 0.95)
-    shown = pages.readme(tmp_path)["Ablation"]
-    assert shown.startswith(
-        "ten; the control starts from two's weights; "
-        f"{B2.head_epochs} + {B2.epochs} epochs; one core, torch 2.14, commit c4ef.\n\n|"
-    )
-    assert "95.00" in shown
-    assert pages.said(tmp_path) == ["two was said."]
-    assert "(ablation/one/ablation.png)" in pages.overview(tmp_path)
-
-
-def test_a_bench_is_a_folded_table(tmp_path):
-    one = {
-        "model": "simple_cnn", "batch_size": 125, "variant": "train plain", "precision": "float32",
-        "images_per_s": 1000.0, "ratio_to_plain": 1.0, "cold_seconds": 0.5,
-    }  # fmt: skip
-    env = {"hardware": "NVIDIA H200", "torch": "2.9", "git_commit": "abc"}
-    (tmp_path / "bench.json").write_text(json.dumps({"environment": env, "results": [one]}))
-    text = re.sub(" +", " ", pages.overview(tmp_path))
-    assert "<summary>bench.json: NVIDIA H200, torch 2.9, commit abc</summary>" in text
-    assert "| simple_cnn | 125 | train plain | float32 | 1,000 | 1.00 | 0.5 |" in text
+def test_a_page_links_each_seed_to_its_file(tmp_path, run_script):
+    for seed, test in enumerate((0.73, 0.74)):
+        recipe = replace(train_baseline.DEFAULT, seed=seed)
+        write_run(tmp_path / f"runs/odd name|-seed{seed}", recipe, test)
+    write_run(tmp_path / "runs/b2", B2, 0.9)
+    page = tmp_path / "notes/page.md"
+    assert run_script(*COMMAND, "--write", page).returncode == 0
+    text = page.read_text()
+    found = dict(re.findall(r"\[([\d.]+)\]\(([^)]*)\)", text))
+    assert list(found) == ["90.00", "73.00", "74.00"] and "73.50 ± 0.71 (n = 2: [" in text
+    assert found["73.00"] == "../runs/odd%20name%7C-seed0/result.json"
+    assert r"odd name\|" in text and (page.parent / found["90.00"]).is_file()
+    done = run_script(*COMMAND, "--write", page)
+    assert done.returncode == 2 and "is there already" in done.stderr and page.read_text() == text
 
 
 def test_markdown_is_aligned_numbers_to_the_right():
     assert markdown([["run", "n"], ["a", "10"], ["long", "1"]]) == (
-        "| run  |    n |\n| ---- | ---: |\n| a    |   10 |\n| long |    1 |\n"
-    )
-    assert markdown([["run", "n"]]) == "not measured\n"
+        "| run  |   n |\n| ---- | --: |\n| a    |  10 |\n| long |   1 |\n")
 
 
-def test_publishing_fills_both_guides_with_the_same_numbers(tmp_path, monkeypatch):
-    write_run(tmp_path / "runs", "train_baseline", train_baseline.DEFAULT, 0.73, "a")
-    write_run(tmp_path / "tune", "train_effnet", B2, 0.5, "lr-seed0")
-    marks = f"before\n{results.MARK}\nold\n{results.END}\nafter\n"
-    english, chinese = tmp_path / "README.md", tmp_path / "docs/README.zh.md"
-    chinese.parent.mkdir()
-    english.write_text(marks), chinese.write_text(marks)
-    monkeypatch.chdir(tmp_path)
-    assert (
-        results.publish(Path("runs"), Path("elsewhere")) == 1 and "old" in english.read_text()
-    )
-    assert results.publish(Path("runs"), Path("docs/results"), Path("tune")) == 2
-    texts = english.read_text(), chinese.read_text(encoding="utf-8")
-    for text in texts:
-        assert text.startswith("before\n") and text.endswith("\nafter\n") and "old" not in text
-    assert "73.00" in texts[0] and "未测量" in texts[1] and "not measured" not in texts[1]
-    assert numbers(texts[0]) == numbers(texts[1])
-    page = Path("docs/results/README.md").read_text()
-    assert (
-        "It overfits." in page
-        and page.count("\n## ") == 8
-        and Path("docs/results/study.png").is_file()
-    )
-    assert results.publish(Path("docs/results"), Path("docs/results")) == 0  # the pages anew
-    assert Path("docs/results/README.md").read_text() == page
-    english.write_text("no marks")
-    with pytest.raises(InputError, match="lacks the marks"):
-        results.fill(english, Path("docs/results"))
-
-
-def numbers(text: str) -> list[str]:
-    """Every number of the tables in a page."""
-    tables = "\n".join(line for line in text.splitlines() if line.startswith("|"))
-    return re.findall(r"\d+(?:[.,]\d+)*", tables)
-
-
-def test_the_study_figure_is_drawn_of_what_there_is(tmp_path):
-    write_run(tmp_path, "train_baseline", train_baseline.DEFAULT, 0.73, "a")
-    write_run(tmp_path, "train_effnet", replace(B2, epochs=9), 0.95, "b")
-    figures.study(find(tmp_path), tmp_path / "study.png")
-    assert (tmp_path / "study.png").stat().st_size > 10_000
-
-
-@pytest.mark.parametrize("name", results.GUIDES)
-def test_the_guides_show_the_published_files(name, tmp_path):
-    page = ROOT / name
-    if not page.is_file():
-        pytest.skip(f"there is no {name}")
-    filled = tmp_path / page.name
-    filled.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
-    results.fill(filled, ROOT / "docs/results")
-    assert filled.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
+def test_every_published_run_is_in_the_table_and_on_the_page():
+    """Each result.json below docs/results can be read, and docs/results/README.md links it."""
+    place = ROOT / "docs/results"
+    runs, problems = find(place)
+    assert len(runs) >= 40 and problems == []
+    linked = set(re.findall(r"\]\(([^)]*result\.json)\)", (place / "README.md").read_text()))
+    assert {str(run.folder.relative_to(place) / "result.json") for run in runs} <= linked
