@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.config import Recipe, Stage
 from common.data.augment import Preprocess
 from common.data.splits import Split, class_weights
-from common.errors import Interrupted, RunError, deferred_signals, wants_memory
+from common.errors import Interrupted, RunError, deferred_signals, out_of_memory
 from common.models.launches import cast_weights, counted_at_once, training_loss
 from common.training import console
 from common.training.graph import Forward, Work, accelerate, eager_forward
@@ -311,7 +311,7 @@ def _saved(run: Run, batch_size: int) -> Iterator[None]:
         print(console.resume_line(run.script, run.folder, run.runtime), flush=True)
         raise
     except (RuntimeError, MemoryError) as error:
-        if not wants_memory(error):
+        if not out_of_memory(error):
             raise
         remedy = f"try --batch-size {batch_size // 2}"
         if batch_size < 4:
