@@ -160,4 +160,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main)
+    run_script(main, "lower --batch-size, --resize or --train-limit")

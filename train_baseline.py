@@ -50,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "a smaller --batch-size, --image-size or --train-limit needs less")
+    run_script(main, "lower --batch-size, --image-size or --train-limit")

@@ -93,4 +93,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_script(main, "a smaller --batch-size, --resize, --image-size or --train-limit needs less")
+    run_script(main, "lower --batch-size, --resize, --image-size or --train-limit")

@@ -4,16 +4,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).parent.parent
-REAL_DATA = os.environ.get("CIFAR10_DIR")
 sys.path.insert(0, str(ROOT))  # plain `pytest` does not put the repository's root on the path
+
+from common.data.splits import Splits, make_splits  # noqa: E402
+from common.data.synthetic import CLASSES, draw  # noqa: E402
+
+REAL_DATA = os.environ.get("CIFAR10_DIR")
 # The tests are small: on a busy machine a second thread waits more than it works.
 torch.set_num_threads(1)
 
@@ -64,15 +70,44 @@ def make_tree(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(scope="session")
+def splits() -> Splits:
+    """400 train / 100 val / 100 test drawn images."""
+    return make_splits(*draw(50, seed=0), *draw(10, seed=1), CLASSES, "synthetic", val_size=100)
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are drawn, in place of their files."""
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, file, **_: figures.append(figure))
+    return figures
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Of a script: one thread, no data of the user's, and `variables`."""
+    ours = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
+    ours.pop("CIFAR10_DIR", None)
+    return ours
+
+
+def run(cwd: Path, script: str, *words: object, timeout: float = 300,
+        **variables: str) -> subprocess.CompletedProcess[str]:
+    """One of the scripts, or `-c CODE`, run to its end in `cwd`: exit code, stdout and stderr."""
+    target = str(ROOT / script) if script.endswith(".py") else script
+    return subprocess.run([sys.executable, target, *map(str, words)], cwd=cwd, capture_output=True,
+                          text=True, timeout=timeout, env=environment(**variables))
+
+
+def one_line(done: subprocess.CompletedProcess[str]) -> str:
+    """The only line on stderr of a process that failed as it should."""
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
 @pytest.fixture
 def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """A function that runs one of the scripts, or `-c CODE`, in tmp_path and returns exit code,
-    stdout and stderr."""
-    def run(script: str, *args: object, timeout: float = 60,
-            **variables: str) -> subprocess.CompletedProcess[str]:
-        target = str(ROOT / script) if script.endswith(".py") else script
-        command = [sys.executable, target, *map(str, args)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **variables}
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True,
-                              timeout=timeout, env=environment)
-    return run
+    """`run` in tmp_path."""
+    return partial(run, tmp_path)

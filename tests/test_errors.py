@@ -1,4 +1,5 @@
 """How a program ends: exit codes, one line for each failure, signals, pipes and encodings."""
+import errno
 import shlex
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import out_of_memory, reason
 from conftest import ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -39,12 +41,40 @@ def end(run_script: Run) -> Run:
     ("os.kill(os.getpid(), signal.SIGHUP)", 129, "-c: interrupted\n"),
     ("raise OSError(errno.ENOSPC, 'No space', 'f')", 1, "-c: f: No space; free some space"),
     ("raise OSError(errno.EACCES, 'Denied', 'd')", 1, "-c: d: Denied; check the path and its"),
+    ("raise MemoryError", 1, "-c: out of memory: close other programs"),
+    ("try: [][0]\nexcept Exception: raise InputError(reason(RuntimeError('CUDA out of memory')))", 1,
+     "-c: out of memory"),
     ("open('/nowhere/at/all')", 1, "-c: /nowhere/at/all: No such file or directory; check"),
 ])
 def test_exit_codes_and_one_line(end: Run, body: str, code: int, said: str) -> None:
     done = end(body)
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
+
+
+@pytest.mark.parametrize("error, memory", [
+    (MemoryError(), True), (OSError(errno.ENOMEM, "Cannot allocate memory"), True),
+    (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate"
+                  " memory: you tried to allocate 9 bytes. Error code 12"), True),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+    (Exception("OpenCV(5.0.0) alloc.cpp:73: error: (-4:Insufficient memory) Failed to"), True),
+    (RuntimeError("std::bad_alloc"), True), (RuntimeError("shape mismatch in memory format"), False),
+    (OSError(errno.ENOSPC, "No space left on device"), False), (KeyError("memory"), False)])
+def test_every_librarys_want_of_memory_is_known(error: Exception, memory: bool) -> None:
+    assert out_of_memory(error) == memory
+    if memory:
+        with pytest.raises(type(error)):
+            reason(error)
+
+
+def test_libraries_say_nothing_of_themselves(end: Run) -> None:
+    """Such as matplotlib's of a font without bold letters; errors are said, and -W asks."""
+    body = ("import logging, warnings\nwarnings.warn('odd')\n"
+            "logging.getLogger('matplotlib.font_manager').warning('findfont: no bold')\n"
+            "logging.getLogger('x').error('worse')")
+    assert end(body).stderr == "worse\n"
+    assert "odd" in end(body, PYTHONWARNINGS="always").stderr
 
 
 def test_a_bug_keeps_its_traceback(end: Run) -> None:
@@ -114,9 +144,13 @@ def test_a_closed_pipe_ends_quietly(body: str) -> None:
     assert process.wait() in (0, 1)
 
 
-def test_closed_output_does_not_stop_the_work(run_script: Run, tmp_path: Path) -> None:
-    code = f"{HEAD}def main():\n    print('unheard')\n    open('done', 'w')\nrun_script(main)"
-    command = shlex.join([sys.executable, "-c", code]) + " >&-"
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_output_does_not_stop_the_work(closed: str, tmp_path: Path) -> None:
+    code = (f"{HEAD}def main():\n    print('unheard')\n    print('too', file=sys.stderr)\n"
+            "    with open('done', 'w') as file:\n        os.write(2, b'not into the file')\n"
+            "run_script(main)")
+    command = f"{shlex.join([sys.executable, '-c', code])} {closed}"
     environment = {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, env=environment)
-    assert (tmp_path / "done").exists() and b"Traceback" not in done.stderr
+    assert (tmp_path / "done").read_text() == "" and b"Traceback" not in done.stderr
+    assert done.returncode == 0

@@ -1,7 +1,7 @@
-"""Numbers in words."""
+"""Numbers in words, and long names."""
 import pytest
 
-from common.words import count, duration, number, percent
+from common.words import count, duration, number, percent, short, shorten
 
 
 def test_percent_and_numbers() -> None:
@@ -21,3 +21,24 @@ def test_plurals() -> None:
     (0.2, "0 s"), (48, "48 s"), (90, "1.5 min"), (5400, "1.5 h"), (9360, "2.6 h")])
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
+
+
+def test_short_names() -> None:
+    assert short("cat") == "cat" and short("x" * 18) == "x" * 18
+    assert short("a class with an endless name") == "a class w…ess name"
+    assert short("endless", 4) == "en…s" and short("endless", 1) == "…"
+    assert short("caf\udce9\x1b") == "caf??"  # bytes that are no UTF-8, and a control character
+
+
+@pytest.mark.parametrize("names, most, shown", [
+    (["cat", "a class with an endless name"], 18, ["cat", "a class w…ess name"]),
+    (["Rice_Leaf_Disease_Blast", "Rice_Leaf_Disease_Blight", "Rice_Leaf_Disease_Brown"], 18,
+     ["Rice_Leaf…se_Blast", "Rice_Leaf…e_Blight", "Rice_Leaf…se_Brown"]),
+    (["Tomato___Early_blight", "Tomato___Late_blight", "Tomato___Leaf_Mold"], 14,
+     ["Tomato__…y_blight", "Tomato__…e_blight", "Tomato_…f_Mold"]),
+    (["a" * 30, "a" * 31, "a" * 10 + "b" + "a" * 19], 8,
+     ["a" * 30, "a" * 15 + "…" + "a" * 14, "aaaaaaaaaab" + "…" + "a" * 10]),
+    (["caf\udce9", "caf?"], 2, ["caf?", "caf?"])])
+def test_names_are_shortened_as_far_as_they_differ(names: list[str], most: int,
+                                                   shown: list[str]) -> None:
+    assert list(shorten(names, most).values()) == shown

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.sources import CLASSES
-from common.data.splits import (Split, Splits, as_split, channel_statistics, class_weights, divide,
+from common.data.splits import (CIFAR10_STATISTICS, CLASSES, Split, Splits, as_split, channel_statistics, class_weights, divide,
                                 make_splits)
 from common.errors import InputError
 from photos import load
@@ -165,21 +164,56 @@ def test_a_val_folder_is_val_and_none_is_cut_from_train() -> None:
         divide({"train": pool(20, 20, 20), "val": val}, THREE, "", val_size=5)
 
 
-@pytest.mark.parametrize("sizes", [(50, 1, 50), (50, 50, 2)])
-def test_a_class_too_small_to_cut_is_named(sizes: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("sizes", [(50, 1, 50), (50, 50, 2), (2, 2, 2)])
+@pytest.mark.parametrize("val_size", [None, 3])
+def test_a_class_too_small_to_cut_is_named(sizes: tuple[int, ...], val_size: int | None) -> None:
     name = THREE[sizes.index(min(sizes))]
-    with pytest.raises(InputError, match=f"{name} has too few images"):
-        divide({"train": pool(*sizes)}, THREE, "flat")
+    with pytest.raises(InputError, match=f"^{name} has too few images"):
+        divide({"train": pool(*sizes)}, THREE, "flat", val_size)
+
+
+def test_images_that_are_in_two_parts_are_counted() -> None:
+    train, test = pool(100, 100), pool(3, 2)  # the first five images are those of train
+    whole = divide({"train": train, "test": test}, THREE[:2], "")
+    assert whole.notes == ("5 test images of 5 are in train or val, too, pixel for pixel: that part "
+                           "of the test tells nothing",)
+    images = test.images.clone()
+    images[1:] += 210
+    part = divide({"train": train, "test": replace(test, images=images)}, THREE[:2], "")
+    assert part.notes[0].startswith("1 test image of 5 is in train or val")
+
+
+def test_cifar_10_is_known_by_its_pixels() -> None:
+    """Images of its number, size and statistics; a step away in any of these they are others."""
+    mean, std = np.array(CIFAR10_STATISTICS)[:, :, None, None] * 255
+    signs = np.where(np.indices((32, 32)).sum(0) % 2, 1, -1)
+    # Rounded at random, or the mean would be a third of a step off.
+    tile = (mean + std * signs + np.random.RandomState(0).rand(32, 32)).astype(np.uint8)
+
+    def made(tile: np.ndarray, n: int = 50_000, tested: int = 10_000, names: tuple = CLASSES,
+             **sizes: int) -> Splits:
+        images = np.broadcast_to(tile, (n, *tile.shape)).copy()
+        labels = np.arange(n) % 10
+        return make_splits(images, labels, images[:tested], labels[:tested], names, "a folder",
+                           **sizes)
+
+    for sizes in ({}, {"train_limit": 100, "val_size": 20}):
+        splits = made(tile, **sizes)
+        assert splits.is_cifar10 and splits.source == "CIFAR-10, a folder"
+    for other in (made(tile + 1), made(tile, n=49_990), made(tile, tested=9_990),
+                  made(tile[:, :31]), made(tile, names=(*CLASSES[:9], "lorry"))):
+        assert not other.is_cifar10 and other.source == "a folder"
 
 
 def test_small_and_uneven_sets_are_said_in_sentences() -> None:
-    small = divide({"train": pool(10, 9), "test": pool(2, 2)}, THREE[:2], "")
+    test = as_split(np.full((4, 3, 1, 1), 255, np.uint8), np.array([0, 0, 1, 1]))
+    small = divide({"train": pool(10, 9), "test": test}, THREE[:2], "")
     assert small.notes == ("val has only 2 images, each 50 % of its accuracy: small differences "
                            "mean nothing",)
-    uneven = divide({"train": pool(300, 20), "test": pool(2, 2)}, THREE[:2], "")
-    assert uneven.notes == ("bee has 18 training images, ant 270: --class-weights gives both the "
+    uneven = divide({"train": pool(200, 19), "test": test}, THREE[:2], "")
+    assert uneven.notes == ("bee has 17 training images, ant 181: --class-weights gives both the "
                             "same say",)
-    even = divide({"train": pool(300, 200), "test": pool(2, 2)}, THREE[:2], "")
+    even = divide({"train": pool(150, 100), "test": test}, THREE[:2], "")
     assert even.notes == ()
 
 
