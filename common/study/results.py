@@ -219,7 +219,8 @@ def main() -> None:
     print(markdown(grid, 3, shutil.get_terminal_size((150, 24)).columns), said, sep="\n", end="")
     if page:
         grid, _ = table(runs, root, page)
-        write_text(page, f"{markdown(grid, 3)}\n{said}")
+        # Links are of all lengths, so nothing would stand below anything else.
+        write_text(page, re.sub(" +", " ", f"{markdown(grid, 3)}\n{said}"))
         print(f"\nwritten: {page}")
 
 
