@@ -11,7 +11,8 @@ import pytest
 
 from conftest import ROOT
 
-GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs/results/README.md"]
+DOCS = ROOT / "docs"
+GUIDES = [ROOT / "README.md", DOCS / "results/README.md", *sorted(DOCS.glob("*.md"))]
 LINK = re.compile(r"\[([^\[\]]*)\]\(([^()\s]+)\)")
 NUMBER = re.compile(r"[+−-]?\d[\d,]*(\.\d+)?( ?%)?")
 MEAN = re.compile(r"([\d.]+) ± ([\d.]+) \(n = (\d+): (\[.*?\))\)")
@@ -81,7 +82,7 @@ def test_links_lead_somewhere_and_numbers_are_those_of_their_files(page):
 
 
 def test_the_page_of_results_is_full_of_such_numbers():
-    page = ROOT / "docs/results/README.md"
+    page = DOCS / "results/README.md"
     assert sum(bool(NUMBER.fullmatch(text)) for text, _ in links(page)) > 150
     assert len(MEAN.findall(page.read_text(encoding="utf-8"))) >= 10
 
@@ -115,8 +116,8 @@ def test_a_wrong_number_and_a_dead_link_are_found(tmp_path):
 
 
 def test_every_figure_of_the_guides_is_linked():
-    pages = [*GUIDES, *(ROOT / "docs/results").rglob("*.md")]
+    pages = [*GUIDES, *(DOCS / "results").rglob("*.md")]
     linked = {(page.parent / unquote(target)).resolve()
               for page in pages for _, target in links(page)}
-    figures = [*(ROOT / "docs").rglob("*.png"), *(ROOT / "docs").rglob("*.jpg")]
+    figures = [*DOCS.rglob("*.png"), *DOCS.rglob("*.jpg")]
     assert {path for path in figures if path.resolve() not in linked} == set()

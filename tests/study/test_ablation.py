@@ -334,7 +334,7 @@ def test_a_shard_minds_its_own_gaps_alone(tmp_path, ablate, monkeypatch):
 
 def test_a_mistyped_name_is_told_what_there_is(tmp_path, ablate):
     write_result(tmp_path / "runs/ablation/mine", ARMS[0], 0, 0.9)
-    with pytest.raises(InputError, match=r"^runs/ablation/mien holds no finished run .*: mine\)$"):
+    with pytest.raises(InputError, match="^runs/ablation/mien holds no .*; there: mine$"):
         ablate("--all", "--collect", "--name", "mien")
     assert not (tmp_path / "runs/ablation/mien").exists()
 
