@@ -117,8 +117,8 @@ def refuse(study: Path, given: argparse.Namespace, gaps: dict[str, str]) -> NoRe
     if not given.collect:
         raise RunError(f"no run of {study} is finished: {'; '.join(map(': '.join, gaps.items()))}")
     others = ", ".join(path.name for path in sorted(study.parent.glob("*/")) if path.is_dir())
-    raise InputError(f"{study} holds no finished run of these arms and seeds: give the --name of one "
-                     f"that does (there: {others or 'none'})")
+    raise InputError(f"{study} holds no finished run of these arms and seeds: give the --name of "
+                     f"one that does; there: {others or 'none'}")
 
 
 def main() -> int:

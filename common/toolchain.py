@@ -27,8 +27,9 @@ from common.words import count
 
 SOURCE = Path(__file__).with_name("confusion.cpp")
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
-# What torch.compile needs: a module, the variable that may name a compiler, those tried else.
-NEEDS = {"cpu": ("setuptools", "CXX", ("g++",)), "cuda": ("triton", "CC", ("gcc", "clang"))}
+# What torch.compile needs: a module, the variable that names a compiler, those tried else, flags.
+NEEDS = {"cpu": ("setuptools", "CXX", ("g++",), ["-fopenmp"]),
+         "cuda": ("triton", "CC", ("gcc", "clang"), [])}
 # A stripped Rust binary keeps paths of its library's panics, or rustc's line in .comment.
 # `rust_eh_personality` is no mark: every copy of LLVM holds that string.
 MARKS = (b"/rustc/", b"rustc version ", b"library/core/src/", b"library/std/src/",
@@ -45,7 +46,7 @@ def find_compiler(variable: str = "CXX",
     for name, *flags in map(shlex.split, names):
         if path := shutil.which(name):
             return [path, *flags]
-    raise RuntimeError(f"{' or '.join(names)} is not on PATH: install it, or name one in {variable}")
+    raise RuntimeError(f"{' or '.join(names)} is not on PATH: install it, or set {variable}")
 
 
 def _run(*command: str | Path) -> str:
@@ -61,12 +62,14 @@ def _run(*command: str | Path) -> str:
 @functools.cache
 def compile_ready(device_type: str) -> str | None:
     """None where torch.compile can work for "cpu" or "cuda", else one line saying why it cannot."""
-    module, variable, names = NEEDS[device_type]
+    module, variable, names, flags = NEEDS[device_type]
     if importlib.util.find_spec(module) is None:
         return f"{module} is not installed: pip install {module}"
     try:
-        header = Path(sysconfig.get_path("include"), "Python.h")
-        _run(*find_compiler(variable, names), "-xc", "-fsyntax-only", "-include", header, os.devnull)
+        with tempfile.TemporaryDirectory() as folder:
+            header, target = f"{sysconfig.get_path('include')}/Python.h", f"{folder}/empty.so"
+            _run(*find_compiler(variable, names), *flags, "-shared", "-fPIC", "-include", header,
+                 "-xc", os.devnull, "-o", target)
         from torch._dynamo import is_dynamo_supported
     except (RuntimeError, ImportError, OSError) as error:
         return str(error).partition("\n")[0]

@@ -151,22 +151,22 @@ def collect(study: Path, arms: Mapping[str, Json], seeds: Sequence[int], control
         "recipe": first.recipe,
         "seeds": seeds,
         "rows": rows,
-        "mixed": _mixed(found, arms),
+        "unlike": _unlike(found, arms),
         "gaps": gaps,
     }
 
 
-def _mixed(found: Sequence[tuple[str, Run]], arms: Mapping[str, Json]) -> dict[str, str]:
+def _unlike(found: Sequence[tuple[str, Run]], arms: Mapping[str, Json]) -> dict[str, str]:
     """Run → how it differs from the first one in more than its arm and its seed."""
     (first_arm, first), *others = found
-    mixed = {}
+    unlike = {}
     for arm, run in others:
-        expected = _facts(first) | arms[arm]
-        odd = difference(expected, _facts(run))
-        odd = [text for text in odd if text.partition(":")[0] not in arms[first_arm]]
+        own = arms[first_arm] | arms[arm]
+        odd = difference(_facts(first) | own, _facts(run) | own)
         if odd:
-            mixed[run.folder.name] = f"not only its arm is another ({', '.join(odd)})"
-    return mixed
+            unlike[run.folder.name] = (f"differs from {first.folder.name} in more than its arm "
+                                       f"({', '.join(odd)})")
+    return unlike
 
 
 def _facts(run: Run) -> Json:
@@ -224,7 +224,7 @@ def conclusions(table: Json) -> list[str]:
         words.append(said)
     if effects and not learned(table):
         words.append("No arm does much better than guessing: the runs are too short to compare.")
-    return [*words, *map(": ".join, (table["mixed"] | table["gaps"]).items())]
+    return [*words, *map(": ".join, (table["unlike"] | table["gaps"]).items())]
 
 
 def _effect(row: Json) -> str:

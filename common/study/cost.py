@@ -62,9 +62,8 @@ class LiveBytes(TorchDispatchMode):
         """Take a freed storage off the count."""
         self.live -= size
 
-    def __torch_dispatch__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Callable, types: Any, args: tuple = (),
+                           kwargs: dict | None = None) -> Any:
         """Run an operation and count what it made."""
         made = func(*args, **(kwargs or {}))
         self.add(made)
@@ -129,14 +128,8 @@ def latency(name: str, forward: Callable[[], Any], samples: int, seconds: float)
     return dict(zip((f"latency_ms_{name}{rank}" for rank in ("", "_p90", "_p99")), values))
 
 
-def measure(
-    model: Module,
-    input_size: Sequence[int],
-    batch_size: int,
-    device: torch.device,
-    amp: torch.dtype | None = None,
-    quick: bool = False,
-) -> Json:
+def measure(model: Module, input_size: Sequence[int], batch_size: int, device: torch.device,
+            amp: torch.dtype | None = None, quick: bool = False) -> Json:
     """The costs of a classifier, ready for JSON: megabytes and milliseconds, see
     `peak_memory` and `latency`.
 

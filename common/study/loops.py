@@ -58,14 +58,12 @@ def short_recipe(model: str, batch_size: int) -> Recipe:
     return recipe
 
 
-def make_case(
-    model: str, batch_size: int, runtime: Runtime, device: torch.device, per_class: int = 1000
-) -> Case:
+def make_case(model: str, batch_size: int, runtime: Runtime, device: torch.device,
+              per_class: int = 1000) -> Case:
     """A network with what of its recipe bears on speed, on `per_class` drawn images a class."""
     recipe, amp = short_recipe(model, batch_size), amp_dtype(runtime, device, model)
     splits = make_splits(*draw(per_class, seed=0), *draw(20, seed=1), CLASSES, "synthetic")
-    augment = Augmentation.of(recipe)
-    prepare = Preprocess(splits.mean, splits.std, recipe.resize, augment, device)
+    prepare = Preprocess(splits.mean, splits.std, recipe.resize, Augmentation.of(recipe), device)
     about = {"model": model, "batch_size": batch_size, "precision": precision(amp)}
     return Case(recipe, splits.to(device), device, amp, prepare, about)
 
@@ -96,15 +94,10 @@ class Pictures(CIFAR10):
 def plain_data(case: Case) -> Iterator[list[Tensor]]:
     """Batches of the plain data side, images and labels, delivered to the device."""
     pictures = Pictures(case)
-    loader = DataLoader(
-        pictures,
-        case.recipe.batch_size,
-        sampler=RandomSampler(pictures, replacement=True, num_samples=10**9),  # no end
-        num_workers=min(8, os.cpu_count()),
-        pin_memory=case.cuda,
-        multiprocessing_context="fork",
-    )
-    for batch in loader:
+    endless = RandomSampler(pictures, replacement=True, num_samples=10**9)
+    for batch in DataLoader(pictures, case.recipe.batch_size, sampler=endless,
+                            num_workers=min(8, os.cpu_count()), pin_memory=case.cuda,
+                            multiprocessing_context="fork"):
         yield [part.to(case.device) for part in batch]
 
 
@@ -139,14 +132,9 @@ def our_train(case: Case, way: str = "eager") -> Iterator[None]:
     model = build(recipe.model).train().to(case.device, memory_format=torch.channels_last)
     if way == "compiled":
         model.compile(dynamic=False)
-    step = TrainStep(
-        model,
-        case.splits.train,
-        case.prepare,
-        make_optimizer(model, recipe, case.device),
-        recipe.batch_size,
-        amp=case.amp,
-    )
+    optimizer = make_optimizer(model, recipe, case.device)
+    step = TrainStep(model, case.splits.train, case.prepare, optimizer, recipe.batch_size,
+                     amp=case.amp)
     if case.cuda and way != "eager" and (problem := step.capture()):
         raise RuntimeError(problem)
     for epoch in itertools.count(1):

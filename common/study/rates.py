@@ -38,8 +38,8 @@ def pace(steps: Iterator, seconds: float) -> float:
 def rates(case: Case, compiled: bool, turns: int, seconds: float) -> list[Json]:
     """Images/s of every variant that this machine can run, printed as a table.
 
-    Variants take turns, so that a machine that slows down slows all; figures are medians
-    over the turns."""
+    Variants take turns, so that a machine that slows down slows all; figures are medians over them.
+    """
     left_out = {"train ours captured": not case.cuda, "train ours compiled": not compiled}
     print(f"\n{case}")
     running, results = {}, {}
@@ -77,6 +77,5 @@ def profile(case: Case) -> Json:
     table = trace.key_averages().table(f"self_{kind}_time_total", 15, max_name_column_width=60)
     print(f"\n{case}: {1e3 * step:.2f} ms a step under the profiler, {PROFILED_STEPS} steps")
     print(table)
-    return {
-        **case.about, "step_seconds": step, "steps": PROFILED_STEPS, "table": table.splitlines(),
-    }
+    return {**case.about, "step_seconds": step, "steps": PROFILED_STEPS,
+            "table": table.splitlines()}

@@ -65,9 +65,10 @@ def read_run(folder: Path) -> Run:
         recipe = asdict(Recipe()) | card["recipe"] | {"data": data}
         words = "{hardware}, torch {torch}, {precision}"
         machine = words.format(**{"precision": "precision unknown"} | result["versions"])
-        # Plain values and numbers, so that what comes after need not ask.
-        hash(tuple(recipe.values())), sum(result[key] for key in NUMBERS)
-    except (AttributeError, KeyError, TypeError):
+        # What comes after need not ask whether these can be counted and put into words.
+        sum(result[key] for key in NUMBERS), {*recipe.values()}
+        departures(recipe, {}), network(recipe), weights(recipe)
+    except (AttributeError, LookupError, TypeError, ValueError):
         raise InputError(f"{folder}: result.json or recipe.json holds other values than this "
                          "project writes; restore them, or move the folder away") from None
     return Run(folder, recipe, result, machine)
@@ -98,7 +99,7 @@ def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
 def usual(recipes: Sequence[Json]) -> Json:
     """Each field's most frequent value, in recipes on all training images where there are some."""
     whole = [recipe for recipe in recipes if not recipe["train_limit"]] or recipes
-    return {key: mode(recipe[key] for recipe in whole) for key in recipes[0]}
+    return {key: mode(recipe.get(key) for recipe in whole) for key in recipes[0]}
 
 
 def departures(recipe: Json, base: Json) -> list[str]:
@@ -219,7 +220,8 @@ def main() -> None:
     print(markdown(grid, 3, shutil.get_terminal_size((150, 24)).columns), said, sep="\n", end="")
     if page:
         grid, _ = table(runs, root, page)
-        write_text(page, f"{markdown(grid, 3)}\n{said}")
+        # Links are of all lengths, so nothing would stand below anything else.
+        write_text(page, re.sub(" +", " ", f"{markdown(grid, 3)}\n{said}"))
         print(f"\nwritten: {page}")
 
 

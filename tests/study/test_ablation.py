@@ -14,7 +14,7 @@ import pytest
 
 import ablation
 import train_effnet
-from common.config import Runtime
+from common.config import Runtime, difference
 from common.data.sources import CLASSES
 from common.errors import InputError, RunError
 from common.files import write_csv
@@ -36,10 +36,9 @@ CHANGED = {
 
 @pytest.mark.parametrize("arm", CHANGED)
 def test_each_arm_changes_exactly_one_field(arm):
-    changed = asdict(replace(CONTROL, **ablation.ARMS[arm]))
-    assert [key for key, value in asdict(CONTROL).items() if value != changed[key]] == [
-        CHANGED[arm]
-    ]
+    changed = replace(CONTROL, **ablation.ARMS[arm])
+    assert [text.partition(":")[0] for text in difference(asdict(CONTROL), asdict(changed))] == [
+        CHANGED[arm]]
 
 
 def test_the_control_is_the_pretrained_recipe_at_64_px():
@@ -102,9 +101,8 @@ def test_table_statistics_by_hand(tmp_path):
     ]
     with (tmp_path / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["arm"] for row in rows] == list(ARMS) and float(
-        rows[1]["delta"]
-    ) == pytest.approx(-0.1)
+    assert [row["arm"] for row in rows] == list(ARMS)
+    assert float(rows[1]["delta"]) == pytest.approx(-0.1)
     assert (tmp_path / "ablation.png").stat().st_size > 10_000
     text = (tmp_path / "ablation.md").read_text()
     assert "93.81" in text and "the control starts from the weights" in text
@@ -193,17 +191,18 @@ def test_runs_of_other_settings_in_one_table_are_named(tmp_path):
     write_result(tmp_path, ARMS[0], 1, 0.93, recipe={"lr": 0.5}, identity="i")
     table = table_of(tmp_path, (0, 1))
     said = conclusions(table)
-    assert f"{ARMS[2]}-seed0: not only its arm is another (data: i -> j, epochs: 30 -> 7)" in said
-    assert f"{ARMS[0]}-seed1: not only its arm is another (lr: 0.002 -> 0.5)" in said
-    assert [*table["mixed"]] == [f"{ARMS[0]}-seed1", f"{ARMS[2]}-seed0"]
+    words = f"differs from {ARMS[0]}-seed0 in more than its arm"
+    assert f"{ARMS[2]}-seed0: {words} (data: i -> j, epochs: 30 -> 7)" in said
+    assert f"{ARMS[0]}-seed1: {words} (lr: 0.002 -> 0.5)" in said
+    assert [*table["unlike"]] == [f"{ARMS[0]}-seed1", f"{ARMS[2]}-seed0"]
 
 
 def test_without_the_control_the_other_arms_are_compared_with_each_other(tmp_path):
     write_result(tmp_path, ARMS[1], 0, 0.80)
     write_result(tmp_path, ARMS[2], 0, 0.94)
-    assert table_of(tmp_path)["mixed"] == {}
+    assert table_of(tmp_path)["unlike"] == {}
     write_result(tmp_path, ARMS[2], 1, 0.94, recipe={"lr": 0.5})
-    assert [*table_of(tmp_path, (0, 1))["mixed"]] == [f"{ARMS[2]}-seed1"]
+    assert [*table_of(tmp_path, (0, 1))["unlike"]] == [f"{ARMS[2]}-seed1"]
 
 
 def test_best_checkpoint_is_chosen_on_val_alone(tmp_path):
@@ -228,29 +227,13 @@ def test_a_failing_arm_is_marked_and_a_rerun_clears_it(tmp_path, monkeypatch):
     ablation.run_job((ARMS[1], 0), CONTROL, Runtime(), study)
     assert "not finite" in mark.read_text()
     seen = []
-    monkeypatch.setattr(
-        train_effnet, "train", lambda recipe, own, **_: seen.append((recipe, own))
-    )
+    monkeypatch.setattr(train_effnet, "train", lambda recipe, own, **_: seen.append((recipe, own)))
     monkeypatch.setattr("common.study.ablation.measure_cost", lambda *_, **__: None)
     ablation.run_job((ARMS[1], 0), CONTROL, Runtime(), study)
     assert not mark.exists()
     recipe, own = seen[0]
     assert recipe == replace(CONTROL, pretrained=False, seed=0)
     assert own.run_name == f"{ARMS[1]}-seed0" and not own.resume
-
-
-def test_a_shard_minds_its_own_gaps_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_effnet, "train", fail)
-    monkeypatch.setattr("common.data.sources.load_splits", lambda *_: None)
-    monkeypatch.setattr("common.training.run.publish", lambda path, runs: f"{path} of {runs}")
-    study = tmp_path / "ablation" / "s"
-    flags = ["ablation.py", "--all", "--out", str(tmp_path), "--name", "s", "--shard"]
-    monkeypatch.setattr(sys, "argv", [*flags, "1/5"])
-    with pytest.raises(RunError, match="no run of .* is finished: EfficientNetB2_Pretrained-seed0"):
-        ablation.main()
-    monkeypatch.setattr(ablation, "run_job", lambda job, *_: write_result(study, *job, 0.5))
-    monkeypatch.setattr(sys, "argv", [*flags, "2/5"])
-    assert ablation.main() == 0 and (study / f"{ARMS[0]}-seed0.FAILED").exists()
 
 
 def test_other_settings_are_another_study(monkeypatch):
@@ -274,60 +257,81 @@ def test_the_smoke_study_starts_from_lite2_where_it_is_installed(tmp_path, monke
     trained = []
     monkeypatch.setattr(train_effnet, "train", lambda recipe, *_, **__: trained.append(recipe))
     monkeypatch.setattr(weights, "lite2_file", lambda: Path("lite2.pth"))
-    assert (
-        ablation.weights_for_smoke(CONTROL, Runtime(), tmp_path) == "lite2" and trained == []
-    )
+    assert ablation.weights_for_smoke(CONTROL, Runtime(), tmp_path) == "lite2" and not trained
     monkeypatch.setattr(weights, "lite2_file", lambda: None)
     found = ablation.weights_for_smoke(CONTROL, Runtime(), tmp_path)
     assert found == str(tmp_path / "pretraining" / "best.pt") and not trained[0].pretrained
 
 
-def test_collect_tells_of_the_runs_not_of_the_flags(tmp_path, run_script):
+@pytest.fixture
+def ablate(tmp_path, monkeypatch, capsys):
+    """A function that runs ablation.py in tmp_path, where nothing trains, and returns its exit code
+    and what it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("common.data.sources.load_splits", lambda *_: None)
+    monkeypatch.setattr("common.study.ablation.measure_cost", lambda *_, **__: None)
+    monkeypatch.setattr(train_effnet, "train", lambda *_, **__: None)
+
+    def run(*flags, script="ablation.py"):
+        monkeypatch.setattr(sys, "argv", [script, *flags])
+        return ablation.main(), capsys.readouterr().out
+
+    return run
+
+
+def test_collect_tells_of_the_runs_not_of_the_flags(tmp_path, ablate):
     """Runs of 2 + 7 epochs from own weights, collected without any flag of theirs."""
     study = tmp_path / "runs/ablation/mine"
     own = dict(recipe={"epochs": 7, "head_epochs": 2}, weights="my own")
     for arm, top1 in zip(ARMS, (0.9, 0.8, 0.85)):
         write_result(study, arm, 0, top1, val=top1, **own)
         (study / f"{arm}-seed0/best.pt").touch()
-    done = run_script("ablation.py", "--arms", *ARMS[1:], "--collect", "--name", "mine")
-    assert done.returncode == 0, done.stderr
-    assert "the control starts from my own; 2 + 7 epochs; h, torch 2.9" in done.stdout
+    flags = ("--arms", *ARMS[1:], "--collect", "--name", "mine")
+    code, said = ablate(*flags, script="../there/ablation.py")
+    assert code == 0 and "the control starts from my own; 2 + 7 epochs; h, torch 2.9" in said
     table = json.loads((study / "ablation.json").read_text())
     assert (table["recipe"]["epochs"], table["recipe"]["head_epochs"]) == (7, 2)
-    last = done.stdout.splitlines()[-1]
-    analyze = ROOT / "analyze.py"  # the script was named by its whole path
-    assert last == f"next: python {analyze} --ckpt runs/ablation/mine/{ARMS[0]}-seed0/best.pt"
+    command = f"python ../there/analyze.py --ckpt runs/ablation/mine/{ARMS[0]}-seed0/best.pt"
+    assert said.splitlines()[-1] == f"next: {command}"
+    assert not (tmp_path / "best.pt").exists()
 
 
-def test_a_finished_study_names_the_next_command_too(tmp_path, run_script):
-    study = tmp_path / "runs/ablation/s"
+def test_a_finished_study_names_the_next_command_too(tmp_path, ablate):
     for arm, top1 in zip(ARMS[:2], (0.9, 0.8)):
-        write_result(study, arm, 0, top1, val=top1)
-        (study / f"{arm}-seed0/best.pt").write_bytes(arm.encode())
-    code = (
-        f"import sys; sys.argv = ['ablation.py', '--arms', {ARMS[1]!r}, '--name', 's']\n"
-        "import ablation, train_effnet; from common.data import sources\n"
-        "train_effnet.train = lambda *_, **__: None; sources.load_splits = lambda *_: None\n"
-        "from common.study import ablation as tables; tables.measure_cost = lambda *_, **__: 0\n"
-        "ablation.main()"
-    )
-    done = run_script("-c", code)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "next: python analyze.py --ckpt best.pt"
+        write_result(tmp_path / "runs/ablation/s", arm, 0, top1, val=top1)
+        (tmp_path / f"runs/ablation/s/{arm}-seed0/best.pt").write_bytes(arm.encode())
+    code, said = ablate("--arms", ARMS[1], "--name", "s")
+    assert code == 0 and said.splitlines()[-1] == "next: python analyze.py --ckpt best.pt"
     assert (tmp_path / "best.pt").read_bytes() == ARMS[0].encode()
 
 
-def test_the_published_table_can_be_made_anew(tmp_path, run_script):
+def test_the_published_table_can_be_made_anew(tmp_path, ablate):
     (published,) = (ROOT / "docs/results/ablation").glob("*/")
-    shutil.copytree(published, tmp_path / "runs/ablation" / published.name)
-    flags = ("--all", "--collect", "--name", published.name)
-    done = run_script("ablation.py", *flags)
-    assert done.returncode == 0 and "next:" not in done.stdout, done.stderr  # no best.pt is there
     made = tmp_path / "runs/ablation" / published.name
+    shutil.copytree(published, made, ignore=shutil.ignore_patterns("ablation.*"))
+    code, said = ablate("--all", "--collect", "--name", published.name)
+    assert code == 0 and "next:" not in said  # no best.pt is there
     for name in ("ablation.md", "ablation.csv"):
         assert (made / name).read_text() == (published / name).read_text()
     new, old = (json.loads((place / "ablation.json").read_text()) for place in (made, published))
     assert new["rows"] == old["rows"] and new["conclusions"] == old["conclusions"]
+
+
+def test_a_shard_minds_its_own_gaps_alone(tmp_path, ablate, monkeypatch):
+    study = tmp_path / "runs/ablation/s"
+    monkeypatch.setattr(train_effnet, "train", fail)
+    with pytest.raises(RunError, match="no run of .* is finished: EfficientNetB2_Pretrained-seed0"):
+        ablate("--all", "--name", "s", "--shard", "1/5")
+    monkeypatch.setattr(ablation, "run_job", lambda job, *_: write_result(study, *job, 0.5))
+    assert ablate("--all", "--name", "s", "--shard", "2/5")[0] == 0
+    assert (study / f"{ARMS[0]}-seed0.FAILED").exists()
+
+
+def test_a_mistyped_name_is_told_what_there_is(tmp_path, ablate):
+    write_result(tmp_path / "runs/ablation/mine", ARMS[0], 0, 0.9)
+    with pytest.raises(InputError, match="^runs/ablation/mien holds no .*; there: mine$"):
+        ablate("--all", "--collect", "--name", "mien")
+    assert not (tmp_path / "runs/ablation/mien").exists()
 
 
 @pytest.mark.parametrize("flags, said", [
@@ -340,20 +344,11 @@ def test_the_published_table_can_be_made_anew(tmp_path, run_script):
     (("--all", "--seeds", "½"), "½ is no seed: give whole numbers from 0"),
     (("--all", "--shard", "3/2", "--smoke"), "--shard 3/2 must be I/N"),
     (("--all", "--shard", "0/2", "--smoke"), "--shard 0/2 must be I/N"),
-    (("--all", "--collect", "--name", "mistyped"),
-     "runs/ablation/mistyped holds no finished run of these arms and seeds"),
 ])
 def test_bad_choices_are_exit_2(run_script, flags, said):
     done = run_script("ablation.py", *flags)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert said in done.stderr and done.stdout == ""
-
-
-def test_a_mistyped_name_is_told_what_there_is(tmp_path, run_script):
-    write_result(tmp_path / "runs/ablation/mine", ARMS[0], 0, 0.9)
-    done = run_script("ablation.py", "--all", "--collect", "--name", "mien")
-    assert done.returncode == 2 and done.stderr.endswith("(there: mine)\n")
-    assert not (tmp_path / "runs/ablation/mien").exists()
 
 
 @pytest.mark.slow

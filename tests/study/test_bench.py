@@ -3,11 +3,14 @@ and a first look that never stops."""
 import json
 import statistics
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
+import train_effnet
+import train_improved
 from common.config import Recipe, Runtime
 from common.data.augment import Augmentation, Preprocess
 from common.data.splits import make_splits
@@ -34,11 +37,18 @@ def test_every_variant_of_a_cpu_is_measured_and_compared_with_the_plain_one(case
         assert one["images_per_s"] == statistics.median(one["samples"])
         plain = medians[one["variant"].split()[0] + " plain"]
         assert one["ratio_to_plain"] == pytest.approx(one["images_per_s"] / plain)
-        assert (one["model"], one["batch_size"], one["precision"]) == (
-            "improved_cnn",
-            20,
-            "float32",
-        )
+        about = one["model"], one["batch_size"], one["precision"]
+        assert about == ("improved_cnn", 20, "float32")
+
+
+@pytest.mark.parametrize("name", bench.MODELS)
+def test_every_network_is_measured_with_the_augmentation_and_size_of_its_script(name):
+    script = {"efficientnet_b2": replace(train_effnet.DEFAULT, resize=2),
+              "se_resnet18": train_improved.RESNET}.get(name, train_improved.CNN)
+    ours = loops.short_recipe(name, 125)
+    for key in ("optimizer", "resize"):
+        assert getattr(ours, key) == getattr(script, key)
+    assert Augmentation.of(ours) == Augmentation.of(script) and build(ours.model)
 
 
 def test_a_variant_that_fails_is_named_and_leaves_the_others(case, monkeypatch, capsys):
@@ -60,27 +70,15 @@ def test_the_plain_data_side_gives_what_the_network_takes(case):
 
 def test_the_profile_names_the_operators_of_a_step(case):
     found = rates.profile(case)
-    assert (
-        any("convolution_backward" in line for line in found["table"])
-        and found["step_seconds"] > 0
-    )
+    assert any("convolution_backward" in line for line in found["table"])
+    assert found["step_seconds"] > 0
 
 
 def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(rates, "rates", lambda case, *_: [case.about])
     target = tmp_path / "deep" / "bench.json"
-    flags = [
-        "--models",
-        "simple_cnn",
-        "--batch-sizes",
-        "20",
-        "50",
-        "--json",
-        str(target),
-        "--amp",
-        "off",
-    ]
-    monkeypatch.setattr(sys, "argv", ["bench", "--device", "cpu", *flags])
+    flags = "bench --device cpu --amp off --models simple_cnn --batch-sizes 20 50 --json".split()
+    monkeypatch.setattr(sys, "argv", [*flags, str(target)])
     bench.main()
     written = json.loads(target.read_text())
     assert {"hardware", "torch", "git_commit"} <= written["environment"].keys()
@@ -91,12 +89,8 @@ def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
 def test_our_step_learns_as_the_plain_loop_does():
     """The same images in the same order, from the same weights: fp32 losses are equal to
     rounding, for thirty steps."""
-    splits = make_splits(
-        *draw(60, seed=0), *draw(20, seed=1), CLASSES, "synthetic", val_size=100
-    )
-    recipe = Recipe(
-        model="improved_cnn", batch_size=50, lr=0.01, weight_decay=5e-4, decay_all=True
-    )
+    splits = make_splits(*draw(60, seed=0), *draw(20, seed=1), CLASSES, "synthetic", val_size=100)
+    recipe = Recipe(model="improved_cnn", batch_size=50, lr=0.01, weight_decay=5e-4, decay_all=True)
     prepare = Preprocess(splits.mean, splits.std, 1, Augmentation.of(recipe), CPU)
     plain, ours = build("improved_cnn"), build("improved_cnn")
     ours.load_state_dict(plain.state_dict())

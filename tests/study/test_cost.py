@@ -16,18 +16,15 @@ CPU = torch.device("cpu")
 
 def small() -> nn.Module:
     """Convolution, ReLU and a linear layer on 8×8 images: 216 + 2,560 weights and 5 biases."""
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(512, 5)
-    )
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(512, 5))
 
 
 def large() -> nn.Module:
     """A wider network with BatchNorm and dropout, which ends in a 1×1 map."""
-    return nn.Sequential(
-        nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.SiLU(),
-        nn.Conv2d(64, 128, 8), nn.BatchNorm2d(128), nn.SiLU(),
-        nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 5),
-    )  # fmt: skip
+    return nn.Sequential(nn.Conv2d(3, 64, 3, padding=1), nn.BatchNorm2d(64), nn.SiLU(),
+                         nn.Conv2d(64, 128, 8), nn.BatchNorm2d(128), nn.SiLU(),
+                         nn.Flatten(), nn.Dropout(0.5), nn.Linear(128, 5))
 
 
 def memory(model: nn.Module, n: int = 4, device: str = "cpu") -> dict[str, float]:
@@ -56,10 +53,8 @@ def test_linear_memory_by_hand() -> None:
 
 def test_memory_is_the_same_alone_and_after_a_larger_model(run_script: Callable) -> None:
     here = str(Path(__file__).parent)
-    code = (
-        f"import json, sys; sys.path.insert(0, {here!r}); import test_cost as t; "
-        "print(json.dumps(t.memory(t.small())))"
-    )
+    code = (f"import json, sys; sys.path.insert(0, {here!r}); import test_cost as t; "
+            "print(json.dumps(t.memory(t.small())))")
     alone = json.loads(run_script("-c", code).stdout)
     ballast = [torch.ones(1 << 20) for _ in range(8)]
     larger = memory(large())
@@ -76,9 +71,7 @@ def test_model_and_random_state_stay_as_they_were() -> None:
     state = torch.get_rng_state()
     memory(model)
     assert torch.equal(torch.get_rng_state(), state)
-    assert all(
-        torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items()
-    )
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and all(p.grad is None for p in model.parameters())
     assert [p.requires_grad for p in model.parameters()][:3] == [False, False, True]
 
@@ -94,9 +87,7 @@ def test_nothing_stays_behind() -> None:
     assert alive() <= before
 
 
-def test_percentiles_are_of_the_samples_after_the_warm_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_percentiles_are_of_the_samples_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
     clock = [0.0]
     monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
