@@ -1,7 +1,6 @@
-"""The house keeps its order: imports point down, scripts stand alone, help needs no torch, every
-public name is explained."""
+"""The house keeps its order: imports point down, scripts stand alone and tell their story, help
+needs no torch, every public name is explained."""
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -22,6 +21,11 @@ FOUNDATION = {"config", "errors", "files", "metrics", "plots", "toolchain", "wor
 FILES = sorted(path for path in (ROOT / "common").rglob("*.py") if path.name != "__init__.py")
 PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "cv2", "efficientnet_pytorch"}
 COME_WITH_TORCH = {"triton", "PIL"}
+# What a training script does, in the order in which a run goes through it.
+STORY = ("set_up", "load_splits", "build_model", "open_run", "load_start", "fit", "finish")
+TWO_STAGES = (*STORY[:5], "freeze_backbone", "fit", "requires_grad_", "fit", "finish")
+# Ways to an import that no import statement tells of.
+HIDDEN = {"import_module", "__import__", "run_path", "run_module", "spec_from_file_location"}
 
 
 def dotted(path: Path) -> str:
@@ -64,6 +68,14 @@ def test_a_room_knows_nothing_of_the_rooms_above(name):
     assert {found for found in below if room(found) not in allowed} == set()
 
 
+@pytest.mark.parametrize("name", MODULES)
+def test_nothing_is_imported_unseen(name):
+    """So that no file of `common` reaches a script."""
+    words = {getattr(node, "attr", None) or getattr(node, "id", None)
+             for node in ast.walk(ast.parse(MODULES[name].read_text()))}
+    assert words & HIDDEN == set() and imported(MODULES[name]) & set(SCRIPTS) == set()
+
+
 def test_imports_form_no_circle():
     graph = {name: imported(path) & set(MODULES) - {name} for name, path in MODULES.items()}
     done = set()
@@ -86,6 +98,23 @@ def test_tests_have_the_same_rooms():
 def test_scripts_do_not_import_each_other(name):
     others = {found for found in imported(ROOT / f"{name}.py") if found in SCRIPTS}
     assert others == ({"train_effnet"} if name == "ablation" else set())
+
+
+@pytest.mark.parametrize("name, story", [
+    ("train_baseline", STORY), ("train_improved", STORY), ("train_effnet", TWO_STAGES)])
+def test_a_training_script_tells_its_story(name, story):
+    """Each step is a call of its own in `train`, none hidden in another one."""
+    (train,) = (node for node in ast.parse((ROOT / f"{name}.py").read_text()).body
+                if getattr(node, "name", None) == "train")
+    called = []
+    for statement in train.body:
+        call = getattr(statement, "value", None)
+        while isinstance(call, ast.Call):  # `load_splits(...).to(device)` begins inside
+            function = call.func
+            called.append(getattr(function, "id", None) or function.attr)
+            call = getattr(function, "value", None)
+    assert tuple(word for word in called if word in story) == story
+    assert {word for word in called if word not in story} <= {"to"}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
@@ -130,12 +159,3 @@ def test_no_line_is_longer_than_100_columns():
             if len(line) > 100:
                 long.append(f"{path.relative_to(ROOT)}:{number}")
     assert long == []
-
-
-def test_the_tests_that_prove_the_faults_exist():
-    named = re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", (ROOT / "docs/faults.md").read_text())
-    assert len(named) > 90
-    place = ""
-    for file, test in named:
-        place = file or place  # `::name` alone: in the file named before it
-        assert f"def {test}(" in (ROOT / place).read_text(), (place, test)

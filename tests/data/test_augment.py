@@ -3,6 +3,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torchvision.transforms.v2 import functional as tv
 from common.config import Recipe
 from common.data.augment import (DRAWS, Augmentation, Preprocess, color_jitter, crop_flip, cutmix,
                                  erase, erase_box, warp)
+from common.data.splits import make_splits
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 PLAIN = torch.zeros(3), torch.ones(3)
@@ -30,7 +32,7 @@ def assert_close(result: Tensor, expected: Tensor, tolerance: float = 1e-5) -> N
 def augment(images: Tensor, spec: Augmentation, mean: Tensor, std: Tensor, resize: int = 1,
             generator: torch.Generator | None = None) -> Tensor:
     """One batch as training sees it; mean and std (3,)."""
-    return Preprocess(mean, std, resize, spec, images.device).train(images, generator)[0]
+    return Preprocess(mean, std, resize, spec, images.device).augment(images, generator)[0]
 
 
 def to_input(images: Tensor, mean: Tensor, std: Tensor, resize: int = 1) -> Tensor:
@@ -296,11 +298,11 @@ def test_the_path_with_rotation_crops_and_mirrors_as_the_one_without() -> None:
 def test_every_augmentation_has_drawn_numbers_of_its_own(
         spec: Augmentation, rows: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each drawn row is redrawn in turn, to see whether the augmentation listens to it."""
-    images, drawn = noise(64, dtype=torch.uint8), torch.rand(DRAWS, 64, generator=seeded())
+    images, drawn = noise(64, dtype=torch.uint8), torch.rand(sum(DRAWS), 64, generator=seeded())
     monkeypatch.setattr(torch, "rand", lambda *shape, generator, device: drawn)
     before = augment(images, spec, *PLAIN, 1)
     listens = set()
-    for row in range(DRAWS):
+    for row in range(sum(DRAWS)):
         drawn[row] = 1 - drawn[row]
         if not torch.equal(augment(images, spec, *PLAIN, 1), before):
             listens.add(row)
@@ -438,57 +440,67 @@ def numbered(n: int, size: int) -> Tensor:
 def test_cutmix_pastes_a_square_of_the_image_before() -> None:
     n, size = 400, 16
     images = numbered(n, size)
-    mixed, share = cutmix(images, 1, seeded())
-    pasted = mixed != images  # (n, 3, size, size)
-    assert torch.equal(mixed[pasted], images.roll(1, 0)[pasted])
-    assert torch.equal(pasted.float().mean((1, 2, 3)), share), "labels go by the pixels"
-    rows, columns = pasted[:, 0].any(2).sum(1), pasted[:, 0].any(1).sum(1)
-    assert torch.equal(rows, columns) and torch.equal(rows * rows, pasted[:, 0].sum((1, 2)))
+    mixed, pasted = cutmix(images, 1, seeded())
+    foreign = mixed != images  # (n, 3, size, size)
+    assert torch.equal(mixed[foreign], images.roll(1, 0)[foreign])
+    assert torch.equal(foreign.float().mean((1, 2, 3)), pasted), "labels go by the pixels"
+    rows, columns = foreign[:, 0].any(2).sum(1), foreign[:, 0].any(1).sum(1)
+    assert torch.equal(rows, columns) and torch.equal(rows * rows, foreign[:, 0].sum((1, 2)))
     # Uniform areas, and squares of every place.
-    thirds = torch.histc(share, 3, 0, 1) / n
+    thirds = torch.histc(pasted, 3, 0, 1) / n
     assert_close(thirds, torch.full((3,), 1 / 3), 0.08)
-    small = pasted[share < 0.1, 0]
+    small = foreign[pasted < 0.1, 0]
     assert small.any(2).any(0).all() and small.any(1).any(0).all()
 
 
-def test_the_share_of_images_that_cutmix_touches() -> None:
+def test_how_many_images_cutmix_touches() -> None:
     images = numbered(1000, 8)
-    mixed, share = cutmix(images, 0, seeded())
-    assert torch.equal(mixed, images) and not share.any()
-    _, share = cutmix(images, 0.3, seeded())
-    assert 0.24 < (share > 0).float().mean() < 0.34
+    mixed, pasted = cutmix(images, 0, seeded())
+    assert torch.equal(mixed, images) and not pasted.any()
+    _, pasted = cutmix(images, 0.3, seeded())
+    assert 0.24 < (pasted > 0).float().mean() < 0.34
 
 
 @pytest.mark.parametrize("value", [0.0, 1 - 2**-24])
 def test_the_ends_of_cutmixs_draw_stay_in_bounds(value: float,
                                                  monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *shape, generator, device: torch.full(shape, value))
-    mixed, share = cutmix(numbered(3, 8), 1, seeded())
+    mixed, pasted = cutmix(numbered(3, 8), 1, seeded())
     expected = numbered(3, 8).roll(1, 0) if value else numbered(3, 8)
-    assert torch.equal(mixed, expected) and share.tolist() == [float(value > 0)] * 3
+    assert torch.equal(mixed, expected) and pasted.tolist() == [float(value > 0)] * 3
 
 
 def test_the_constants_are_prepared_once_and_the_steps_are_the_pure_functions() -> None:
     prepare = Preprocess(tuple(MEAN.tolist()), tuple(STD.tolist()), 2, FULL, torch.device("cpu"))
     images = noise(6, dtype=torch.uint8)
-    assert torch.equal(prepare.train(images, seeded())[0], train(images, FULL, 2))
+    assert torch.equal(prepare.augment(images, seeded())[0], train(images, FULL, 2))
     assert torch.equal(prepare.clean(images), to_input(images, MEAN, STD, 2))
     assert torch.equal(prepare.scale, (1 / STD).view(3, 1, 1))
 
 
-def test_the_recipe_names_the_augmentation() -> None:
-    recipe = Recipe(crop_padding=4, flip=True, rotation=15.0, jitter=0.2, random_erasing=0.5,
-                    cutmix=0.5)
-    assert Augmentation.of(recipe) == replace(FULL, cutmix=0.5)
-    assert Augmentation.of(Recipe()) == Augmentation()
+@pytest.mark.parametrize("normalization, mean, std", [
+    ("data", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), ("half", (0.5,) * 3, (0.5,) * 3),
+    ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
+def test_the_recipe_says_what_becomes_of_the_images(normalization: str, mean: tuple[float, ...],
+                                                    std: tuple[float, ...]) -> None:
+    none = np.zeros((20, 3, 8, 8), np.uint8), np.arange(20) % 2
+    splits = replace(make_splits(*none, *none, ("a", "b"), ""), mean=(0.1, 0.2, 0.3),
+                     std=(0.4, 0.5, 0.6))
+    recipe = Recipe(resize=2, normalization=normalization, crop_padding=4, flip=True,
+                    rotation=15.0, jitter=0.2, random_erasing=0.5, cutmix=0.5)
+    prepare = Preprocess.of(recipe, splits, torch.device("cpu"))
+    assert prepare.spec == replace(FULL, cutmix=0.5) and prepare.resize == 2
+    assert_close(prepare.mean, torch.tensor(mean))
+    assert_close(prepare.std, torch.tensor(std))
+    assert Preprocess.of(Recipe(), splits, torch.device("cpu")).spec == Augmentation()
 
 
 def test_cutmix_comes_last_and_leaves_the_other_draws_as_they_were() -> None:
     images, generator = noise(6, dtype=torch.uint8), seeded()
     prepare = Preprocess(MEAN, STD, 2, replace(FULL, cutmix=1.0), images.device)
-    mixed, share = prepare.train(images, seeded())
+    mixed, pasted = prepare.augment(images, seeded())
     before = augment(images, FULL, MEAN, STD, 2, generator)
     expected = cutmix(before, 1.0, generator)
-    assert torch.equal(mixed, expected[0]) and torch.equal(share, expected[1])
+    assert torch.equal(mixed, expected[0]) and torch.equal(pasted, expected[1])
     assert mixed.is_contiguous(memory_format=torch.channels_last)
-    assert Preprocess(MEAN, STD, 2, FULL, images.device).train(images)[1] is None
+    assert Preprocess(MEAN, STD, 2, FULL, images.device).augment(images)[1] is None

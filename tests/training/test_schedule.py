@@ -1,10 +1,44 @@
-"""The learning rate at the points where its formula is known, and over whole runs."""
+"""The learning rate at the points where its formula is known, and over whole runs; batches and the
+order of an epoch's images."""
 import math
 
 import pytest
+import torch
 
-from common.config import Stage
-from common.training.schedule import epoch_lrs, lr_factor
+from common.config import Recipe, Stage
+from common.training.schedule import (batch_size_for, epoch_lrs, epoch_order, epoch_seed, lr_factor,
+                                      lr_for)
+
+
+@pytest.mark.parametrize("images, asked, batch", [
+    (45_000, 125, 125), (45_000, 64, 64), (45_000, 128, 128),  # large sets: as asked
+    (600, 125, 30), (203, 64, 11), (100, 64, 9), (5, 64, 5), (1, 64, 1), (100, 1, 1),
+])
+def test_batches_shrink_to_make_twenty_steps_where_the_set_allows(images, asked, batch):
+    assert batch_size_for(images, asked) == batch
+
+
+@pytest.mark.parametrize("optimizer, images, asked, lr", [
+    ("sgd", 45_000, 128, 0.1), ("sgd", 152, 128, 0.00625), ("sgd", 160, 32, 0.025),
+    ("adamw", 45_000, 125, 0.1), ("adamw", 160, 32, 0.05),
+])
+def test_a_smaller_batch_has_a_smaller_learning_rate(optimizer, images, asked, lr):
+    recipe = Recipe(optimizer=optimizer, batch_size=asked)
+    assert lr_for(0.1, images, recipe) == pytest.approx(lr)
+
+
+@pytest.mark.parametrize("images, batch_size", [(400, 20), (45, 20), (203, 11), (7, 7), (5, 9)])
+def test_no_image_is_left_out_of_an_epoch(images, batch_size):
+    order = epoch_order(images, batch_size, seed=3)
+    assert order.shape[1] == min(batch_size, images)
+    shown = torch.bincount(order.flatten(), minlength=images)
+    assert shown.min() == 1 and int(shown.sum()) - images < batch_size
+    assert torch.equal(order, epoch_order(images, batch_size, seed=3))
+    assert not torch.equal(order, epoch_order(images, batch_size, seed=4))
+
+
+def test_no_two_epochs_of_any_runs_share_a_seed():
+    assert len({epoch_seed(seed, epoch) for seed in range(20) for epoch in range(500)}) == 10_000
 
 
 def test_constant_is_the_peak_from_first_to_last_step() -> None:

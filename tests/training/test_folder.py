@@ -1,0 +1,133 @@
+"""Run folders that lose nothing, and the copy of best.pt that the next command finds."""
+import json
+from dataclasses import replace
+
+import pytest
+from drawn import PLAIN, drawn_splits
+
+from common.config import Runtime
+from common.errors import InputError
+from common.training.folder import claim_folder, publish
+
+
+def claim(out, recipe=PLAIN, splits=None, **runtime):
+    """The folder of a run of `recipe` below `out`."""
+    return claim_folder("script", recipe, Runtime(out=str(out), **runtime),
+                        splits or drawn_splits(), {})
+
+
+def test_a_used_folder_is_refused(tmp_path):
+    folder = claim(tmp_path)
+    assert folder == tmp_path / "script" / PLAIN.name() and (folder / "recipe.json").is_file()
+    (folder / "history.csv").write_text("")
+    with pytest.raises(InputError, match="--resume, or choose a new --name"):
+        claim(tmp_path)
+    assert claim(tmp_path, run_name="other").name == "other"
+    assert claim(tmp_path, resume=True) == folder
+
+
+def test_someone_elses_file_makes_a_folder_used(tmp_path):
+    (tmp_path / "script" / "mine").mkdir(parents=True)
+    (tmp_path / "script" / "mine" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="choose a new --name"):
+        claim(tmp_path, run_name="mine")
+
+
+def test_a_run_that_died_before_its_first_epoch_stands_in_no_ones_way(tmp_path):
+    folder = claim(tmp_path)
+    (folder / "last.pt").write_text("of no epoch")
+    (folder / ".last.pt.123.tmp").write_text("half of it")
+    assert claim(tmp_path) == folder and not (folder / "last.pt").exists()
+
+
+def test_resume_begins_where_there_is_nothing_and_names_runs_of_other_length(tmp_path, capsys):
+    longer = replace(PLAIN, epochs=99)
+    claim(tmp_path, replace(PLAIN, epochs=5), run_name="short")
+    claim(tmp_path, replace(longer, lr=0.5), run_name="other")
+    (tmp_path / "script" / "foreign").mkdir()
+    (tmp_path / "script" / "foreign" / "recipe.json").write_text("[]")
+    folder = claim(tmp_path, longer, resume=True, run_name="long")
+    assert (folder / "recipe.json").is_file()
+    said = "nothing to resume: the run begins; of another length, and left alone: short\n"
+    assert capsys.readouterr().out == said
+    assert claim(tmp_path, longer, resume=True, run_name="long") == folder
+    claim(tmp_path, replace(PLAIN, seed=7), resume=True, run_name="first")
+    assert capsys.readouterr().out == "nothing to resume: the run begins\n"
+
+
+def test_resume_names_what_changed(tmp_path):
+    claim(tmp_path, run_name="a")
+    with pytest.raises(InputError, match=r"differs .*lr: 0.01 -> 0.5"):
+        claim(tmp_path, replace(PLAIN, lr=0.5), resume=True, run_name="a")
+    for key in ("split_hash", "identity"):
+        with pytest.raises(InputError, match="images are not those it was trained on"):
+            claim(tmp_path, splits=replace(drawn_splits(), **{key: "other"}), resume=True,
+                  run_name="a")
+
+
+@pytest.mark.parametrize("length", [{"epochs": 9}, {"head_epochs": 3}, {"epochs": 1}])
+def test_resume_with_another_length_says_how_to_train_longer(length, tmp_path):
+    folder = claim(tmp_path, run_name="a")
+    ((key, value),) = length.items()
+    said = (rf"a was planned with another length \({key}: {getattr(PLAIN, key)} -> {value}\)"
+            rf".*--weights {folder / 'best.pt'} and a new --name")
+    with pytest.raises(InputError, match=said):
+        claim(tmp_path, replace(PLAIN, **length), resume=True, run_name="a")
+
+
+def test_runs_older_than_a_field_are_resumed(tmp_path):
+    folder = claim(tmp_path)
+    stored = json.loads((folder / "recipe.json").read_text())
+    del stored["identity"], stored["recipe"]["fit"], stored["recipe"]["image_size"]
+    (folder / "recipe.json").write_text(json.dumps(stored))
+    assert claim(tmp_path, resume=True) == folder
+
+
+def test_foreign_recipes_are_one_line(tmp_path):
+    folder = claim(tmp_path)
+    for content in ("{}", "[]", "null", "{", '{"recipe": 1}', '{"recipe": 1, "split_hash": ""}'):
+        (folder / "recipe.json").write_text(content)
+        with pytest.raises(InputError, match="recipe.json"):
+            claim(tmp_path, resume=True)
+
+
+def test_smoke_runs_never_stand_in_the_way(tmp_path):
+    names = []
+    for _ in range(3):
+        folder = claim(tmp_path, smoke=True, run_name="smoke-x")
+        (folder / "history.csv").write_text("")
+        names.append(folder.name)
+    assert names == ["smoke-x", "smoke-x-2", "smoke-x-3"]
+
+
+@pytest.fixture
+def two_runs(tmp_path):
+    """The best.pt of two runs, each of which holds its run's name, and the folder of both."""
+    runs = tmp_path / "runs"
+    for name in "ab":
+        (runs / name).mkdir(parents=True)
+        (runs / name / "best.pt").write_text(name)
+    return runs / "a" / "best.pt", runs / "b" / "best.pt", runs
+
+
+def test_publish_keeps_a_file_that_exists_nowhere_else(two_runs, tmp_path, capsys):
+    (a, b, runs), target = two_runs, tmp_path / "best.pt"
+    target.write_text("mine")
+    assert publish(a, runs, target) == target
+    assert "best.1.pt" in capsys.readouterr().out
+    assert (tmp_path / "best.1.pt").read_text() == "mine" and target.read_text() == "a"
+    publish(b, runs, target)
+    assert "best.2.pt" not in capsys.readouterr().out
+    assert target.read_text() == "b"
+    assert sorted(path.name for path in tmp_path.glob("*.pt")) == ["best.1.pt", "best.pt"]
+    with open(target, "w") as file:  # as `cp` does
+        file.write("another run's")
+    assert b.read_text() == "b", "two names are two files"
+
+
+def test_a_place_that_cannot_be_written_blocks_nothing(two_runs, tmp_path, capsys):
+    (tmp_path / "file").write_text("no folder")
+    a, _, runs = two_runs
+    assert publish(a, runs, tmp_path / "file" / "best.pt") == a
+    said = capsys.readouterr().out
+    assert "is not copied to" in said and "name it by its own path" in said

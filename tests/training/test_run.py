@@ -1,0 +1,228 @@
+"""Checkpoints that describe themselves and are checked; what a run keeps, saves and restores; and
+kill -9 while saving."""
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import ROOT
+from drawn import PLAIN, drawn_splits, equal, make_run
+
+from common.config import Runtime, Stage
+from common.errors import InputError
+from common.files import read_checkpoint, write_checkpoint
+from common.models.build import architecture, build
+from common.models.efficientnet import PADDING_IMAGE_SIZE
+from common.training.lifecycle import build_model, open_run
+from common.training.loop import fit
+from common.training.run import FORMAT, best_row, load_model
+
+RECIPE = replace(PLAIN, model="improved_cnn", epochs=1, batch_size=50)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """The folder of a run of one epoch, begun as the scripts begin it."""
+    out = tmp_path_factory.mktemp("runs")
+    splits = drawn_splits()
+    runtime = Runtime(out=str(out), device="cpu", amp="off")
+    run = open_run("script", RECIPE, runtime, splits, build_model(RECIPE, splits))
+    fit(run, Stage("train", 1, 0.01))
+    return run.folder
+
+
+def test_a_checkpoint_describes_itself(saved):
+    model, checkpoint = load_model(saved / "best.pt")
+    assert not model.training
+    assert {"arch", "resize", "mean", "std", "classes", "recipe", "split_hash", "identity",
+            "metrics", "probe", "source"} <= checkpoint.keys()
+    assert checkpoint["arch"]["padding_image_size"] == PADDING_IMAGE_SIZE
+    with torch.no_grad():
+        logits = model(checkpoint["probe"]["inputs"])
+    torch.testing.assert_close(logits, checkpoint["probe"]["logits"])
+
+
+def test_changed_weights_fail_the_probe(saved, tmp_path):
+    content = read_checkpoint(saved / "best.pt")
+    content["weights"]["head.bias"][3] += 1
+    write_checkpoint(tmp_path / "changed.pt", content)
+    with pytest.raises(InputError, match="does not give its recorded logits"):
+        load_model(tmp_path / "changed.pt")
+
+
+def test_changed_padding_fails_the_probe(saved, tmp_path):
+    """The trap that the probe is there for: the state dict does not hold EfficientNet's padding."""
+    torch.manual_seed(0)
+    arch = architecture("efficientnet_b2", num_classes=10, input_size=64, bn_momentum=1.0)
+    model, inputs = build(**arch), torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        model.train()(inputs)  # statistics of these inputs: fresh ones would let no signal through
+        probe = {"inputs": inputs, "logits": model.eval()(inputs)}
+    content = read_checkpoint(saved / "best.pt") | {"weights": model.state_dict(), "probe": probe}
+    write_checkpoint(tmp_path / "b2.pt", content | {"arch": arch})
+    load_model(tmp_path / "b2.pt")
+    write_checkpoint(tmp_path / "b2.pt", content | {"arch": arch | {"padding_image_size": 64}})
+    with pytest.raises(InputError, match="recorded logits"):
+        load_model(tmp_path / "b2.pt")
+
+
+def test_every_flipped_byte_of_a_tensor_is_noticed(saved, tmp_path):
+    whole, rng = (saved / "best.pt").read_bytes(), random.Random(0)
+    with zipfile.ZipFile(saved / "best.pt") as archive:
+        tensors = [info for info in archive.infolist()
+                   if "/data/" in info.filename and info.file_size]
+    for info in tensors:
+        # A record's bytes follow its header of 30 bytes, a name and padding.
+        header = whole[info.header_offset : info.header_offset + 30]
+        begin = info.header_offset + 30 + sum(
+            int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
+        at = begin + rng.randrange(info.file_size)
+        flipped = bytearray(whole)
+        flipped[at] ^= 0x40
+        (tmp_path / "flipped.pt").write_bytes(flipped)
+        with pytest.raises(InputError, match=f"damaged: checksum of {info.filename}"):
+            read_checkpoint(tmp_path / "flipped.pt")
+
+
+@pytest.mark.parametrize("damage, message", [
+    (lambda b: b"", "is empty"),
+    (lambda b: b[: len(b) // 2], "not a readable checkpoint"),
+    (lambda b: b[:-1], "is not a readable|damaged"),
+    (lambda b: b"<!DOCTYPE html><html>404</html>", "not a readable checkpoint"),
+    (lambda b: b[:1000] + bytes(1000) + b[2000:], "damaged|readable"),
+])
+def test_damaged_checkpoints_are_refused_in_one_line(saved, tmp_path, damage, message):
+    path = tmp_path / "x.pt"
+    path.write_bytes(damage((saved / "best.pt").read_bytes()))
+    with pytest.raises(InputError, match=message) as error:
+        load_model(path)
+    assert "\n" not in str(error.value)
+
+
+class Malicious:
+    """Touches a file if it is ever unpickled freely."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_malicious_checkpoint_executes_nothing(tmp_path):
+    torch.save({"weights": Malicious(tmp_path / "owned")}, tmp_path / "evil.pt")
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        read_checkpoint(tmp_path / "evil.pt")
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("change", [
+    {"classes": None}, {"probe": {}}, {"arch": {"name": "improved_cnn", "x": 1}},
+    {"arch": {"name": "no_net"}}, {"weights": {}}, {"weights": None}, {"format": FORMAT + 98},
+])
+def test_foreign_cards_are_one_line(saved, tmp_path, change):
+    content = read_checkpoint(saved / "best.pt") | change
+    write_checkpoint(tmp_path / "x.pt", content)
+    with pytest.raises(InputError) as error:
+        load_model(tmp_path / "x.pt")
+    assert "\n" not in str(error.value) and "x.pt" in str(error.value)
+
+
+def test_best_pt_and_last_pt_are_not_each_other(saved, tmp_path):
+    with pytest.raises(InputError, match="lacks 'probe'"):
+        load_model(saved / "last.pt")
+    (tmp_path / "last.pt").write_bytes((saved / "best.pt").read_bytes())
+    with pytest.raises(InputError, match="last.pt lacks 'training'"):
+        make_run(tmp_path, RECIPE).restore()
+
+
+def test_a_last_pt_of_another_network_is_one_line(saved, tmp_path):
+    (tmp_path / "last.pt").write_bytes((saved / "last.pt").read_bytes())
+    with pytest.raises(InputError, match="last.pt is not what this run wrote .*new --name") as error:
+        make_run(tmp_path, PLAIN).restore()
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_kept_is_a_copy_and_what_is_restored_is_what_was_kept(tmp_path):
+    """What training changes later changes neither the last epoch's state nor the best one's; and
+    best.pt is written only when there is a new best epoch."""
+    run = make_run(tmp_path, RECIPE)
+    optimizer = torch.optim.SGD(run.model.parameters(), lr=0.1, momentum=0.9)
+    states = []
+    for epoch, top1 in enumerate((0.5, 0.9, 0.7), 1):
+        run.model(torch.randn(8, 3, 32, 32)).sum().backward()
+        optimizer.step()
+        run.keep(optimizer, {"stage": "train", "epoch": epoch, "val_top1": top1, "val_loss": 1.0})
+        states.append({key: value.clone() for key, value in run.model.state_dict().items()})
+        momenta = [one["momentum_buffer"].clone() for one in optimizer.state.values()]
+        if epoch > 1:
+            run.save(force=True)
+            written = (tmp_path / "best.pt").stat().st_mtime_ns, read_checkpoint(tmp_path / "best.pt")
+        if epoch == 2:
+            os.utime(tmp_path / "best.pt", (1e9, 1e9))
+    assert written[0] == 10**18, "written again, though no epoch was better"
+    with torch.no_grad():
+        for value in (*run.model.parameters(), *optimizer.state[run.model.head.bias].values()):
+            value.zero_()
+    run.save(force=True)
+
+    again = make_run(tmp_path, RECIPE)
+    again.restore()
+    assert equal(again.model.state_dict(), states[2]) and equal(again.best_weights, states[1])
+    assert again.history == run.history and again.best["epoch"] == 2
+    restored = [one["momentum_buffer"] for one in again.optimizer_state["state"].values()]
+    assert all(map(torch.equal, restored, momenta))
+
+
+def test_the_best_epoch_is_the_surest_of_the_most_accurate():
+    scores = ((0.8, 0.1), (0.9, 0.5), (0.9, 0.3), (0.9, 0.3), (0.7, 0.2))
+    rows = [{"epoch": epoch, "val_top1": top1, "val_loss": loss}
+            for epoch, (top1, loss) in enumerate(scores, 1)]
+    assert best_row(rows)["epoch"] == 3
+
+
+WRITERS = """
+import os, sys, itertools, torch
+from pathlib import Path
+from common.files import write_checkpoint
+torch.set_num_threads(1)
+path = Path(sys.argv[1])
+write_checkpoint(path, {"step": 0, "weights": torch.zeros(100_000)})
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        for step in itertools.count(1):
+            write_checkpoint(path, {"step": step, "weights": torch.full((100_000,), float(step))})
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("dead", flush=True)
+"""
+
+
+def test_kill_9_at_random_moments_of_saving(tmp_path):
+    """last.pt always loads, and its parts belong to one step; the writers are forked, so 50 of them
+    take seconds."""
+    path, rng = tmp_path / "last.pt", random.Random(0)
+    server = subprocess.Popen([sys.executable, "-c", WRITERS, str(path)], text=True, cwd=ROOT,
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    steps = []
+    for _ in range(50):
+        server.stdin.write("go\n")
+        server.stdin.flush()
+        child = int(server.stdout.readline())
+        time.sleep(0.02 + 0.03 * rng.random())
+        os.kill(child, signal.SIGKILL)
+        assert server.stdout.readline() == "dead\n"
+        content = read_checkpoint(path)
+        weights = content["weights"]
+        assert torch.equal(weights, torch.full_like(weights, content["step"]))
+        steps.append(content["step"])
+    server.stdin.close()
+    assert server.wait(10) == 0
+    assert max(steps) > 0 and len(set(steps)) > 3
