@@ -21,11 +21,15 @@ class LeanDepthwise(Conv2dStaticSamePadding):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.static_padding(x)
-        weight, padding = self.weight, self.padding[0]
+        weight, padding, size = self.weight, self.padding[0], max(x.shape[2:])
         # From a pixel to the farthest other one it is size - 1 steps; what lies beyond is padding.
-        beyond = padding - (max(x.shape[2:]) - 1)
+        beyond = padding - (size - 1)
         if beyond > 0:
             weight, padding = F.pad(weight, [-beyond] * 4), padding - beyond
+        if x.device.type == "cpu" and weight.shape[2] > size:
+            # oneDNN is slow at the weight gradient of a kernel larger than its map, by up to seven
+            # times: a pixel of the padding goes into the map, then 3×3 fits 2×2, and 5×5 fits 4×4.
+            x, padding = F.pad(x, [1] * 4), padding - 1
         return F.conv2d(x, weight, self.bias, self.stride, padding, groups=self.groups)
 
 

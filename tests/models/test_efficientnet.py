@@ -5,84 +5,157 @@ import torch.nn.functional as F
 from efficientnet_pytorch import EfficientNet
 from torch import nn
 
-from common.models import efficientnet
-from common.models.efficientnet import DepthwiseConv, efficientnet_b2
+from common.models.efficientnet import PADDING_IMAGE_SIZE, LeanDepthwise, efficientnet_b2
+from common.models.launches import WithSpatialMean, cast_weights, drop_connect_masks
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def without_chance(model):
+    """The model without dropout and drop-connect."""
+    model._global_params = model._global_params._replace(drop_connect_rate=0)
+    model._dropout.p = 0.0
+    return model
+
+
+def equal_with_gradients(ours, theirs, inputs, **tolerances):
+    """Assert that two functions of the same inputs have equal values and equal gradients."""
+    found = []
+    for function in (ours, theirs):
+        y = function(*inputs)
+        # Not y.sum(), under which every tap would have the same gradient.
+        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
+        found.append((y, *torch.autograd.grad((y * weights).sum(), inputs)))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, **tolerances)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (4, 4), (8, 8), (2, 8)])
 @pytest.mark.parametrize("kernel", [3, 5])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_depthwise_gradients_equal_torchs(size, kernel, stride, layout):
+def test_a_cropped_kernel_computes_the_same(size, kernel, stride, layout):
     torch.manual_seed(0)
-    x = torch.randn(3, 4, size, size, dtype=torch.float64).contiguous(memory_format=layout)
+    x = torch.randn(3, 4, *size, dtype=torch.float64).contiguous(memory_format=layout)
     weight = torch.randn(4, 1, kernel, kernel, dtype=torch.float64)
-    found = []
-    for convolve in (DepthwiseConv.apply, lambda *a: F.conv2d(*a[:2], None, *a[2:], groups=4)):
-        inputs = [tensor.clone().requires_grad_() for tensor in (x, weight)]
-        y = convolve(*inputs, stride, kernel // 2)
-        # Not y.sum(), under which every tap would have the same gradient.
-        gradients = torch.autograd.grad((y * torch.arange(y.numel()).view(y.shape)).sum(), inputs)
-        found.append((y, *gradients))
-    for ours, theirs in zip(*found):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    conv = nn.Conv2d(4, 4, kernel, stride, kernel // 2, groups=4, bias=False)
+    conv.__class__, conv.static_padding = LeanDepthwise, nn.Identity()
+    equal_with_gradients(
+        lambda x, weight: torch.func.functional_call(conv, {"weight": weight}, x),
+        lambda x, weight: F.conv2d(x, weight, None, stride, kernel // 2, groups=4),
+        (x.requires_grad_(), weight.requires_grad_()), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("size", [32, 64])
-def test_gradients_equal_the_packages_where_taps_are_summed(size, monkeypatch):
-    """In fp64; the last blocks, whose kernels exceed their maps, through `DepthwiseConv`."""
+# How many of B2's 23 depthwise kernels reach beyond their map.
+CROPPED = {32: 11, 64: 4, 96: 0}
+
+
+def depthwise_maps(model, size):
+    """Name → (layer, shape of its input for 3 images) of each depthwise convolution."""
+    shapes = {}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, LeanDepthwise)}
+    hooks = [layer.register_forward_pre_hook(
+        lambda _, inputs, name=name: shapes.update({name: inputs[0].shape}))
+        for name, layer in layers.items()]
+    with torch.no_grad():
+        model.eval()(torch.zeros(3, 3, size, size))
+    for hook in hooks:
+        hook.remove()
+    return {name: (layer, shapes[name]) for name, layer in layers.items()}
+
+
+@pytest.mark.parametrize("size", CROPPED)
+def test_cropped_kernels_compute_the_same_in_bf16(size, monkeypatch):
+    """Every depthwise layer of B2 under autocast, on weights that are cast together or by autocast.
+    """
     torch.manual_seed(0)
-    theirs = EfficientNet.from_name("efficientnet-b2", num_classes=10, image_size=260).double()
+    model, cropped = efficientnet_b2(), 0
+    for name, (layer, shape) in depthwise_maps(model, size).items():
+        x = torch.randn(shape).bfloat16().requires_grad_()
+        cropped += layer.padding[0] > shape[2] - 1
+
+        def plain(x, weight):
+            x = layer.static_padding(x)
+            return F.conv2d(x, weight, None, layer.stride, layer.padding, groups=layer.groups)
+
+        def together(x, weight):
+            cast = cast_weights(nn.Sequential(layer), torch.bfloat16)["0.weight"]
+            return torch.func.functional_call(layer, {"weight": cast}, x)
+
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            for ours in (lambda x, weight: layer(x), together):
+                # A rounding of bf16, which has 8 bits, of sums of up to hundreds of products.
+                equal_with_gradients(ours, plain, (x, layer.weight), rtol=2e-2, atol=2e-2)
+    assert cropped == CROPPED[size]
+
+
+@pytest.mark.parametrize("size", CROPPED)
+def test_lean_b2_equals_the_package(size):
+    """In fp64: outputs in both modes, gradients, BatchNorm's statistics."""
+    torch.manual_seed(0)
+    theirs = EfficientNet.from_name("efficientnet-b2", num_classes=10,
+                                    image_size=PADDING_IMAGE_SIZE).double()
     ours = efficientnet_b2().double()
     ours.load_state_dict(theirs.state_dict())
-    calls = []
-
-    class Counted(DepthwiseConv):
-        @staticmethod
-        def backward(ctx, grad):
-            calls.append(grad.shape)
-            return DepthwiseConv.backward(ctx, grad)
-
-    monkeypatch.setattr(efficientnet, "DepthwiseConv", Counted)
     images = torch.rand(6, 3, size, size, dtype=torch.float64)
-    target = torch.randn(6, 10, dtype=torch.float64)
-    for model in (theirs, ours):
-        model._global_params = model._global_params._replace(drop_connect_rate=0)
-        model._dropout.p = 0.0
-        (model.train()(images) * target).sum().backward()
-    assert len(calls) >= 7
+    weight = torch.randn(6, 10, dtype=torch.float64)
+    for mode in (True, False):
+        outputs = [without_chance(model).train(mode)(images) for model in (theirs, ours)]
+        torch.testing.assert_close(*outputs, rtol=1e-8, atol=1e-11)
+        if mode:
+            for output in outputs:
+                (output * weight).sum().backward()
     for a, b in zip(theirs.parameters(), ours.parameters()):
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-6, atol=1e-8)
+    for a, b in zip(theirs.buffers(), ours.buffers()):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-11)
+
+
+def test_b2_padding_depends_on_the_image_size_it_was_built_for():
+    """Same state dict, other function: why a checkpoint stores the size."""
+    at_260, at_64 = (efficientnet_b2(padding_image_size=size) for size in (260, 64))
+    at_64.load_state_dict(at_260.state_dict())
+    images = torch.rand(4, 3, 64, 64)
+    with torch.no_grad():
+        # Batch statistics: fresh running ones would shrink every difference to nothing.
+        features = [without_chance(model).train().extract_features(images)
+                    for model in (at_260, at_64)]
+    difference = (features[0] - features[1]).abs().mean()
+    assert difference > 0.05 * features[0].abs().mean()
+    pads = [m for m in at_260.modules() if isinstance(m, nn.ZeroPad2d)]
+    # The stem and one block; the other 22 are folded.
+    assert [m.padding for m in pads] == [(0, 1, 0, 1), (0, 1, 0, 1)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+def test_a_map_and_its_mean_have_the_gradient_of_both_uses(size):
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, size, size, dtype=torch.float64, requires_grad=True)
+
+    def gated(x, mean):
+        return x * mean.sigmoid()[:, :, None, None]
+
+    equal_with_gradients(lambda x: gated(*WithSpatialMean.apply(x)),
+                         lambda x: gated(x, x.mean((2, 3))), (x,), rtol=1e-12, atol=1e-12)
 
 
 def test_drop_connect_keeps_the_mean_and_drops_deeper_blocks_more():
-    """The masks as blocks get them under bf16: drawn in fp32, one row of chances a block."""
-    model = efficientnet_b2().train()
-    seen = []
-
-    class Watched(nn.Module):
-        def forward(self, x, mask):
-            seen.append(mask)
-            return x
-
-    blocks = len(model._blocks)
-    model._blocks = nn.ModuleList(Watched() for _ in range(blocks))
-    model._conv_head = nn.Conv2d(32, 1408, 1)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        model.extract_features(torch.zeros(4000, 3, 2, 2))
-    rate = 0.2  # of a block behind the last
-    for i, mask in enumerate(seen):
-        assert mask.shape == (4000, 1, 1, 1) and mask.dtype == torch.bfloat16
+    """Masks for bf16 too: drawn in fp32, one row of chances a block."""
+    torch.manual_seed(0)
+    blocks, images, rate = 23, 4000, 0.2
+    masks = drop_connect_masks(torch.zeros(images, 3, 2, 2).bfloat16(), blocks, rate)
+    assert masks.shape == (blocks, images, 1, 1, 1) and masks.dtype == torch.bfloat16
+    for i, mask in enumerate(masks):
         dropped, expected = float((mask == 0).float().mean()), rate * i / blocks
         # Five standard deviations; a bf16 draw would err by up to 0.4 % near a kept share of 1.
-        assert abs(dropped - expected) <= 5 * (expected * (1 - expected) / 4000) ** 0.5
+        assert abs(dropped - expected) <= 5 * (expected * (1 - expected) / images) ** 0.5
         assert float(mask.float().mean()) == pytest.approx(1.0, abs=0.05)
-    assert not seen[0].eq(0).any() and seen[-1].unique().numel() == 2
-    assert not torch.equal(seen[-1] == 0, seen[-2] == 0), "each block draws for itself"
+    assert not masks[0].eq(0).any() and masks[-1].unique().numel() == 2
+    assert not torch.equal(masks[-1] == 0, masks[-2] == 0), "each block draws for itself"
 
 
-def test_evaluation_drops_nothing():
+def test_only_training_drops_blocks():
     torch.manual_seed(0)
-    model, images = efficientnet_b2().eval(), torch.rand(2, 3, 64, 64)
+    model, images = efficientnet_b2(), torch.rand(2, 3, 64, 64)
+    model._dropout.p = 0.0
     with torch.no_grad():
-        assert torch.equal(model(images), model(images))
+        assert torch.equal(model.eval()(images), model(images))
+        assert not torch.equal(model.train()(images), model(images))

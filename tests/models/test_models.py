@@ -1,17 +1,15 @@
-"""Parameter counts, feature maps and their words, and the lean EfficientNet against the package."""
+"""The table of networks: parameter counts, smallest inputs, feature maps and their words."""
 from dataclasses import fields
 
 import pytest
 import torch
 import torchvision
-from efficientnet_pytorch import EfficientNet
 from torch import nn
 
 from common.config import Recipe
 from common.errors import InputError
 from common.models.build import (NETWORKS, build, count_parameters, describe, freeze_backbone,
                                  in_eval_mode, named_maps)
-from common.models.efficientnet import PADDING_IMAGE_SIZE, efficientnet_b2
 
 
 @pytest.mark.parametrize("name, arguments, expected", [
@@ -95,52 +93,3 @@ def test_sizes_of_the_feature_maps_and_the_warning(name, stem, size, path, chann
 def test_the_last_map_of_the_trace_is_what_the_head_sees():
     maps = named_maps(build("improved_cnn", input_size=40), 40)
     assert [*maps.values()][-1] == (128, 5, 5)
-
-
-def b2_pair(image_size=PADDING_IMAGE_SIZE):
-    """The package's B2 and the lean one: equal weights, fp64, no dropout and drop-connect."""
-    torch.manual_seed(0)
-    theirs = EfficientNet.from_name("efficientnet-b2", num_classes=10, image_size=image_size)
-    theirs = theirs.double()
-    ours = efficientnet_b2(padding_image_size=image_size).double()
-    ours.load_state_dict(theirs.state_dict())
-    return _without_drop_connect(theirs), _without_drop_connect(ours)
-
-
-def _without_drop_connect(model):
-    """The model without its two random parts."""
-    model._global_params = model._global_params._replace(drop_connect_rate=0)
-    model._dropout.p = 0.0
-    return model
-
-
-def test_lean_b2_equals_the_package():
-    theirs, ours = b2_pair()
-    images = torch.rand(2, 3, 64, 64, dtype=torch.float64)
-    weight = torch.randn(2, 10, dtype=torch.float64)
-    for mode in (True, False):
-        outputs = [model.train(mode)(images) for model in (theirs, ours)]
-        torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-12)
-        for model, output in zip((theirs, ours), outputs):
-            model.zero_grad()
-            (output * weight).sum().backward()
-        for a, b in zip(theirs.parameters(), ours.parameters()):
-            torch.testing.assert_close(a.grad, b.grad, rtol=1e-7, atol=1e-10)
-    for a, b in zip(theirs.buffers(), ours.buffers()):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
-
-
-def test_b2_padding_depends_on_the_image_size_it_was_built_for():
-    """Same state dict, other function: why a checkpoint stores the size."""
-    at_260, at_64 = (efficientnet_b2(padding_image_size=size) for size in (260, 64))
-    at_64.load_state_dict(at_260.state_dict())
-    images = torch.rand(4, 3, 64, 64)
-    with torch.no_grad():
-        # Batch statistics: fresh running ones would shrink every difference to nothing.
-        features = [_without_drop_connect(model).train().extract_features(images)
-                    for model in (at_260, at_64)]
-    difference = (features[0] - features[1]).abs().mean()
-    assert difference > 0.05 * features[0].abs().mean()
-    pads = [m for m in at_260.modules() if isinstance(m, nn.ZeroPad2d)]
-    # The stem and one block; the other 22 are folded.
-    assert [m.padding for m in pads] == [(0, 1, 0, 1), (0, 1, 0, 1)]

@@ -1,0 +1,129 @@
+"""What would break a CUDA graph of the step, found without a GPU: a value that the host reads, a
+tensor that is made elsewhere, and one that the step changes but `capture` would not put back."""
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from common.config import Recipe
+from common.data import synthetic
+from common.data.augment import Augmentation, Preprocess
+from common.data.splits import Splits, make_splits
+from common.models.build import NETWORKS, build
+from common.training.step import TrainStep, make_optimizer, set_train_mode
+
+CPU = torch.device("cpu")
+EVERYTHING = Augmentation(4, True, 15, 0.2, 0.2, 0.5)
+# PyTorch's own marks of operators whose result decides what the host does next.
+READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+
+def storages(values: object) -> dict[int, Tensor]:
+    """Key of the memory → a tensor that lies in it, of all tensors in a nest of lists and tuples;
+    views have the same key."""
+    tensors = [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+    return {tensor.untyped_storage()._cdata: tensor for tensor in tensors}
+
+
+class Watch(TorchDispatchMode):
+    """Raises at an operator that a graph cannot hold; `written` are the tensors older than the
+    watch that others write to, by their storage."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made: dict[int, Tensor] = {}  # held, so that no key is given twice
+        self.written: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        reads = READS & set(func.tags) or func is torch.ops.aten.lift_fresh.default
+        if func is torch.ops.aten.index.Tensor:  # a mask, not positions: as many as are true
+            reads = any(index is not None and index.dtype == torch.bool for index in args[1])
+        if reads:
+            raise AssertionError(f"the host waits for, or brings, the values of {func}")
+        result = func(*args, **kwargs)
+        before = storages((args, kwargs))
+        self.made |= {key: t for key, t in storages(result).items() if key not in before}
+        names = [argument.name for argument in func._schema.arguments if argument.is_write]
+        given = dict(zip((argument.name for argument in func._schema.arguments), args)) | kwargs
+        written = storages([given.get(name) for name in names])
+        self.written |= {key: t for key, t in written.items() if key not in self.made}
+        return result
+
+
+@pytest.fixture(scope="module")
+def splits() -> Splits:
+    """40 train / 10 val / 10 test drawn images."""
+    drawn = *synthetic.draw(5, seed=0), *synthetic.draw(1, seed=1)
+    return make_splits(*drawn, synthetic.CLASSES, "synthetic", val_size=10)
+
+
+def watched(splits: Splits, name: str = "simple_cnn", optimizer: str = "sgd",
+            amp: torch.dtype | None = None,
+            plant: Callable[[TrainStep], object] = lambda step: None) -> list[torch.Size]:
+    """Shapes of what the second step of an epoch changes and `capture` would not put back.
+
+    Args:
+        plant: puts a fault into the step.
+    """
+    torch.manual_seed(0)
+    recipe = Recipe(model=name, optimizer=optimizer)
+    model = build(name).to(memory_format=torch.channels_last)
+    set_train_mode(model)
+    prepare = Preprocess(splits.mean, splits.std, 1, EVERYTHING, CPU)
+    step = TrainStep(model, splits.train, prepare, make_optimizer(model, recipe, CPU), 8, 0.1, amp,
+                     class_weights=torch.ones(10))
+    plant(step)
+    step.start_epoch(1, [1e-3] * step.steps)
+    step()  # the first makes the optimiser's state
+    # What names no device is made on another one, where nothing of the step can meet it.
+    with Watch() as watch, torch.device("meta"):
+        step()
+    trained = storages(list(model.parameters()))
+    assert trained.keys() <= watch.written.keys(), "the watch sees too little"
+    own = [step.order, step.lrs, step.lr, step.cursor, step.losses, step.preds]
+    known = trained | storages([list(step._state()), own])
+    return [t.shape for key, t in watch.written.items() if key not in known]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("optimizer, amp", [("sgd", None), ("adamw", torch.bfloat16)])
+def test_a_step_reads_nothing_and_changes_only_what_a_capture_puts_back(name, optimizer, amp,
+                                                                        splits):
+    assert watched(splits, name, optimizer, amp) == []
+
+
+@pytest.mark.parametrize("work", [
+    lambda x: float(x.detach().sum()),
+    lambda x: x.nonzero(),
+    lambda x: x[x > 0],
+    lambda x: torch._foreach_lerp_([x.detach() * 1], [x.detach()], x.detach().mean()),
+    lambda x: x * torch.tensor([2.0], device="cpu"),
+], ids=["float", "nonzero", "mask", "weight of a lerp", "from the host"])
+def test_a_host_read_is_found(work, splits):
+    def plant(step: TrainStep) -> None:
+        step.model.head.register_forward_pre_hook(lambda _, inputs: [work(*inputs)] and None)
+
+    with pytest.raises(AssertionError, match="the host waits for"):
+        watched(splits, plant=plant)
+
+
+def test_a_tensor_that_is_made_elsewhere_is_found(splits):
+    def plant(step: TrainStep) -> None:
+        step.model.head.register_forward_pre_hook(lambda _, inputs: inputs[0] + torch.ones(512))
+
+    with pytest.raises(RuntimeError, match="meta"):
+        watched(splits, plant=plant)
+
+
+def test_a_tensor_that_a_capture_would_not_put_back_is_found(splits):
+    """An average of the head's weights, which every step moves."""
+    def plant(step: TrainStep) -> None:
+        head = step.model.head.weight
+        average = head.detach().clone()
+        step.optimizer.register_step_post_hook(lambda *_: average.lerp_(head.detach(), 0.1))
+
+    assert watched(splits, plant=plant) == [(10, 512)]
