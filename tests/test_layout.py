@@ -1,7 +1,6 @@
 """The house keeps its order: imports point down, scripts stand alone, help needs no torch, every
 public name is explained."""
 import ast
-import re
 import sys
 from pathlib import Path
 
@@ -130,12 +129,3 @@ def test_no_line_is_longer_than_100_columns():
             if len(line) > 100:
                 long.append(f"{path.relative_to(ROOT)}:{number}")
     assert long == []
-
-
-def test_the_tests_that_prove_the_faults_exist():
-    named = re.findall(r"`(tests/[\w/]+\.py)?::(\w+)`", (ROOT / "docs/faults.md").read_text())
-    assert len(named) > 90
-    place = ""
-    for file, test in named:
-        place = file or place  # `::name` alone: in the file named before it
-        assert f"def {test}(" in (ROOT / place).read_text(), (place, test)
