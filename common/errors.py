@@ -9,12 +9,14 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing can be written there
+MEMORY = "/dev/shm"  # of Linux, writable where the disk is not
 # The words of torch on either device, of CUDA's libraries, of OpenCV and of C++ for it.
 NO_MEMORY = re.compile("out of memory|not enough memory|tried to allocate|alloc_failed|"
                        "insufficient memory|bad_alloc", re.IGNORECASE)
@@ -115,6 +117,17 @@ def _quiet_libraries() -> None:
         os.environ.setdefault(name, "ERROR")
 
 
+def _temporary_folder() -> None:
+    """Find one where the usual ones cannot be written: torch and matplotlib do not load without."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        if not os.access(MEMORY, os.W_OK):
+            raise RunError("no folder for temporary files can be written: name one that can with "
+                           "TMPDIR=DIR before the command") from None
+        os.environ["TMPDIR"] = MEMORY
+
+
 def _open_streams() -> None:
     """Make every stream one that can be written to, whatever the terminal's encoding is, and
     though it was closed when the program began."""
@@ -153,6 +166,7 @@ def run_script(main: Callable[[], int | None], eases: str = "") -> None:
     _quiet_libraries()
     code, message = 1, ""
     try:
+        _temporary_folder()
         code = main() or 0
         print(end="", flush=True)  # a closed pipe may only show now
     except (InputError, RunError, Interrupted) as error:

@@ -37,8 +37,8 @@ def short(name: str, most: int = 18) -> str:
     """A name of at most `most` characters, cut in its middle, that can be drawn even where its
     bytes are no UTF-8."""
     shown = "".join(one if one.isprintable() or one == "\n" else "?" for one in name)
-    left = most // 2
-    return shown if len(shown) <= most else f"{shown[:left]}…{shown[len(shown) - most + left + 1:]}"
+    cut = len(shown) - most
+    return shown if cut <= 0 else f"{shown[:most // 2]}…{shown[most // 2 + cut + 1:]}"
 
 
 def shorten(names: Iterable[str], most: int) -> dict[str, str]:

@@ -85,8 +85,8 @@ def flip_a_bit(path: Path) -> None:
     (lambda path: torch.save([1, 2], path), "holds a list"),
     (lambda path: torch.save({}, path), "lacks 'weights'"),
     (lambda path: torch.save({"weights": 1}, path), "lacks 'probe', as it is of another kind"),
-    (lambda path: torch.save({"weights": 1, "training": {}}, path), "lacks 'probe', as it is a run's"
-     " last.pt, with which only --resume"),
+    (lambda path: torch.save({"weights": 1, "training": {}}, path),
+     "lacks 'probe', as it is a run's last.pt, with which only --resume"),
 ])
 def test_a_foreign_checkpoint_is_one_line_that_names_it(tmp_path: Path, spoil, said: str) -> None:
     path = tmp_path / "best.pt"

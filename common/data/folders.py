@@ -88,17 +88,18 @@ def walk(folder: str | Path) -> tuple[list[str], Counter[str]]:
         for name in _visible(files):
             path = os.path.join(place, name)
             # A broken link will be named when it is read; a pipe would never end.
-            if name.lower().endswith(SUFFIXES) and (os.path.isfile(path) or os.path.islink(path)):
+            readable = os.path.isfile(path) or not os.path.exists(path)
+            if readable and name.lower().endswith(SUFFIXES):
                 found.append(path)
             else:
                 others[_suffix(name)] += 1
     return sorted(found), others
 
 
-def in_words(others: Counter[str], most: int = 4) -> str:
-    """`12 × .heic, 1 × .txt`, the most frequent first."""
-    words = [f"{n:,} × {kind}" for kind, n in others.most_common(most)]
-    return ", ".join(words + ["…"] * (len(others) > most))
+def in_words(others: Counter[str]) -> str:
+    """`12 × .heic, 1 × .txt`, the four most frequent."""
+    words = [f"{n:,} × {kind}" for kind, n in others.most_common()]
+    return ", ".join(words if len(words) < 5 else [*words[:4], "…"])
 
 
 def _find(folder: Path) -> tuple[Listing, list[str], Counter[str]]:
@@ -224,14 +225,13 @@ def _cache_file(folder: Path) -> Path:
 
 
 def _key(paths: list[str], size: int | None, fit: str) -> str:
-    """Hash that changes with the names and bytes of the files, the size, the fit and the decoder.
-    """
+    """Hash of the names and bytes of the files, the size, the fit and the decoder."""
     try:
         contents = [sha256(path) for path in paths]
     except OSError as error:
         _refuse(error)
-    asked = repr((cv2.__version__, size, fit, paths, contents))
-    return hashlib.sha256(asked.encode(errors="surrogateescape")).hexdigest()
+    asked = cv2.__version__, size, fit, paths, contents
+    return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 
 def _decode_all(paths: list[str], size: int | None, fit: str) -> tuple[ndarray, int]:

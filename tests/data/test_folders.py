@@ -236,8 +236,7 @@ UNKNOWN: dict[str, Callable[[Path], object]] = {
     "does not exist": lambda folder: folder.rmdir(),
     "is no folder": lambda folder: (folder.rmdir(), folder.write_text("")),
     "holds nothing": lambda folder: None,
-    "holds a.png, b.txt (in it are 1 × .txt)": lambda folder: (write_image(folder / "a.png", BLACK),
-                                          (folder / "b.txt").write_text("")),
+    "holds a.png, b.txt (in it are 1 × .txt)": lambda folder: put(folder, "a.png", "b.txt"),
     "holds empty, more": lambda folder: [(folder / name).mkdir() for name in ("empty", "more")],
     "holds photos": lambda folder: write_image(folder / "photos" / "a.png", BLACK),
     "holds train": lambda folder: [write_image(folder / "train" / name / "a.png", BLACK)
@@ -371,9 +370,9 @@ WHOLE = {
     "progressive": (STEPS, STEPS), "restart marks": (PARTED, PARTED),
     "iCCP": (after(PNG, PNG[:33], 0, chunk(b"iCCP", b"x\0\0bad")), PNG),
     "tRNS": (after(PNG, PNG[:33], 0, chunk(b"tRNS", b"bad")), PNG),
-    "text with a wrong sum": (after(PNG, PNG[:33], 0, chunk(b"tEXt", b"a\0b")[:-4] + bytes(4)), PNG),
+    "wrong sum of text": (after(PNG, PNG[:33], 0, chunk(b"tEXt", b"a\0b")[:-4] + bytes(4)), PNG),
     "bytes after a PNG": (PNG + b"more", PNG), "bytes after a WebP": (WEBP + b"more", WEBP),
-    "no size in a BMP": (after(BMP, b"BM", 4, bytes(4)), BMP), "bytes after a BMP": (BMP + b"x", BMP),
+    "no size in a BMP": (after(BMP, b"BM", 4, bytes(4)), BMP), "after a BMP": (BMP + b"x", BMP),
 }  # fmt: skip
 TRAILER = b"\xff" * 40
 LOST = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.data.splits import (CIFAR10_STATISTICS, CLASSES, Split, Splits, as_split, channel_statistics, class_weights, divide,
-                                make_splits)
+from common.data.splits import (CIFAR10_STATISTICS, CLASSES, Split, Splits, as_split,
+                                channel_statistics, class_weights, divide, make_splits)
 from common.errors import InputError
 from photos import load
 
@@ -175,8 +175,8 @@ def test_a_class_too_small_to_cut_is_named(sizes: tuple[int, ...], val_size: int
 def test_images_that_are_in_two_parts_are_counted() -> None:
     train, test = pool(100, 100), pool(3, 2)  # the first five images are those of train
     whole = divide({"train": train, "test": test}, THREE[:2], "")
-    assert whole.notes == ("5 test images of 5 are in train or val, too, pixel for pixel: that part "
-                           "of the test tells nothing",)
+    assert whole.notes == ("5 test images of 5 are in train or val, too, pixel for pixel: that "
+                           "part of the test tells nothing",)
     images = test.images.clone()
     images[1:] += 210
     part = divide({"train": train, "test": replace(test, images=images)}, THREE[:2], "")
