@@ -144,7 +144,7 @@ def test_best_pt_and_last_pt_are_not_each_other(saved, tmp_path):
 
 def test_a_last_pt_of_another_network_is_one_line(saved, tmp_path):
     (tmp_path / "last.pt").write_bytes((saved / "last.pt").read_bytes())
-    with pytest.raises(InputError, match="last.pt is not what this run wrote .*new --name") as error:
+    with pytest.raises(InputError, match="is not what this run wrote .*new --name") as error:
         make_run(tmp_path, PLAIN).restore()
     assert "\n" not in str(error.value)
 
@@ -160,17 +160,15 @@ def test_what_is_kept_is_a_copy_and_what_is_restored_is_what_was_kept(tmp_path):
         optimizer.step()
         run.keep(optimizer, {"stage": "train", "epoch": epoch, "val_top1": top1, "val_loss": 1.0})
         states.append({key: value.clone() for key, value in run.model.state_dict().items()})
-        momenta = [one["momentum_buffer"].clone() for one in optimizer.state.values()]
-        if epoch > 1:
-            run.save(force=True)
-            written = (tmp_path / "best.pt").stat().st_mtime_ns, read_checkpoint(tmp_path / "best.pt")
         if epoch == 2:
+            run.save(force=True)
             os.utime(tmp_path / "best.pt", (1e9, 1e9))
-    assert written[0] == 10**18, "written again, though no epoch was better"
+    momenta = [one["momentum_buffer"].clone() for one in optimizer.state.values()]
     with torch.no_grad():
         for value in (*run.model.parameters(), *optimizer.state[run.model.head.bias].values()):
             value.zero_()
     run.save(force=True)
+    assert (tmp_path / "best.pt").stat().st_mtime == 1e9, "written again, though none was better"
 
     again = make_run(tmp_path, RECIPE)
     again.restore()
@@ -193,7 +191,6 @@ from pathlib import Path
 from common.files import write_checkpoint
 torch.set_num_threads(1)
 path = Path(sys.argv[1])
-write_checkpoint(path, {"step": 0, "weights": torch.zeros(100_000)})
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
@@ -206,23 +203,25 @@ for line in sys.stdin:
 
 
 def test_kill_9_at_random_moments_of_saving(tmp_path):
-    """last.pt always loads, and its parts belong to one step; the writers are forked, so 50 of them
+    """last.pt always loads, and its parts belong to one step; the writers are forked, so 20 of them
     take seconds."""
     path, rng = tmp_path / "last.pt", random.Random(0)
+    write_checkpoint(path, {"of": "an earlier process"})
     server = subprocess.Popen([sys.executable, "-c", WRITERS, str(path)], text=True, cwd=ROOT,
                               stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    steps = []
-    for _ in range(50):
+    for _ in range(20):
+        before = path.stat()
         server.stdin.write("go\n")
         server.stdin.flush()
         child = int(server.stdout.readline())
-        time.sleep(0.02 + 0.03 * rng.random())
+        while path.stat().st_mtime_ns == before.st_mtime_ns:  # until the first one is written
+            time.sleep(0.001)
+        time.sleep(0.02 * rng.random())
         os.kill(child, signal.SIGKILL)
         assert server.stdout.readline() == "dead\n"
         content = read_checkpoint(path)
         weights = content["weights"]
         assert torch.equal(weights, torch.full_like(weights, content["step"]))
-        steps.append(content["step"])
     server.stdin.close()
     assert server.wait(10) == 0
-    assert max(steps) > 0 and len(set(steps)) > 3
+    assert list(tmp_path.glob(".last.pt.*.tmp")), "no writer was killed while it wrote"
