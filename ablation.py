@@ -79,8 +79,9 @@ def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
 def train(recipe: Recipe, runtime: Runtime, folder: Path) -> None:
     """Train in `folder`, or go on with what is there."""
     begun = (folder / "recipe.json").exists()
-    own = replace(runtime, run_name=folder.name, resume=begun, smoke=False)
-    train_effnet.train(recipe, own, script=f"ablation/{folder.parent.name}", publish=False)
+    own = replace(runtime, run_name=folder.name, resume=begun, smoke=False,
+                  started=time.perf_counter())
+    train_effnet.train(recipe, own, script=f"ablation/{folder.parent.name}", copy_best=False)
 
 
 def run_job(job: tuple[str, int], control: Recipe, runtime: Runtime, study: Path) -> None:
@@ -132,7 +133,7 @@ def main() -> int:
     # After the command line has been read: torch takes seconds to import.
     from common.data.sources import load_splits
     from common.study import ablation as tables
-    from common.training.run import publish
+    from common.training.folder import publish
 
     if not given.collect:
         study.mkdir(parents=True, exist_ok=True)

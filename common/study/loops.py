@@ -24,7 +24,8 @@ from common.data.synthetic import CLASSES, draw
 from common.files import Json
 from common.models.build import build
 from common.training.runtime import amp_dtype, precision
-from common.training.step import TrainStep, make_optimizer
+from common.training.graph import capture
+from common.training.loop import TrainStep, make_optimizer
 
 
 class Case(NamedTuple):
@@ -135,12 +136,13 @@ def our_train(case: Case, way: str = "eager") -> Iterator[None]:
     optimizer = make_optimizer(model, recipe, case.device)
     step = TrainStep(model, case.splits.train, case.prepare, optimizer, recipe.batch_size,
                      amp=case.amp)
-    if case.cuda and way != "eager" and (problem := step.capture()):
-        raise RuntimeError(problem)
+    do_step = step
+    if case.cuda and way != "eager":
+        do_step = capture(step, step.trial, step.state, step.generator).replay
     for epoch in itertools.count(1):
         step.start_epoch(epoch, [recipe.lr] * step.steps)
         for _ in range(step.steps):
-            yield step()
+            yield do_step()
 
 
 def our_data(case: Case) -> Iterator[Tensor]:
@@ -149,4 +151,4 @@ def our_data(case: Case) -> Iterator[Tensor]:
     generator = torch.Generator(case.device).manual_seed(0)
     while True:
         chosen = torch.randint(len(train), (case.recipe.batch_size,), device=case.device)
-        yield prepare.train(train.images[chosen], generator)[0]
+        yield prepare.augment(train.images[chosen], generator)[0]

@@ -17,7 +17,8 @@ from common.data.splits import make_splits
 from common.data.synthetic import CLASSES, draw
 from common.models.build import build
 from common.study import bench, loops, rates
-from common.training.step import TrainStep, epoch_order, make_optimizer
+from common.training.loop import TrainStep, make_optimizer
+from common.training.schedule import epoch_order
 
 CPU = torch.device("cpu")
 

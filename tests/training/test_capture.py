@@ -13,7 +13,7 @@ from common.data import synthetic
 from common.data.augment import Augmentation, Preprocess
 from common.data.splits import Splits, make_splits
 from common.models.build import NETWORKS, build
-from common.training.step import TrainStep, make_optimizer, set_train_mode
+from common.training.loop import TrainStep, make_optimizer, set_train_mode
 
 CPU = torch.device("cpu")
 EVERYTHING = Augmentation(4, True, 15, 0.2, 0.2, 0.5)
@@ -85,7 +85,7 @@ def watched(splits: Splits, name: str = "simple_cnn", optimizer: str = "sgd",
     trained = storages(list(model.parameters()))
     assert trained.keys() <= watch.written.keys(), "the watch sees too little"
     own = [step.order, step.lrs, step.lr, step.cursor, step.losses, step.preds]
-    known = trained | storages([list(step._state()), own])
+    known = trained | storages([list(step.state()), own])
     return [t.shape for key, t in watch.written.items() if key not in known]
 
 
