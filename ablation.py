@@ -12,8 +12,6 @@ Every arm is train_effnet.py with --resize 2 and one change. A finished run is s
 interrupted one goes on, a failed one is marked and leaves the others running.
 """
 import argparse
-import shlex
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -133,6 +131,7 @@ def main() -> int:
     # After the command line has been read: torch takes seconds to import.
     from common.data.sources import load_splits
     from common.study import ablation as tables
+    from common.training.console import next_line
     from common.training.folder import publish
 
     if not given.collect:
@@ -155,8 +154,7 @@ def main() -> int:
     if best and not given.collect:
         best = publish(best, Path(runtime.out))
     if best:
-        script = Path(sys.argv[0]).with_name("analyze.py")
-        print("next:", shlex.join(["python", str(script), "--ckpt", str(best)]))
+        print(next_line(best))
     return int(any(f"{arm}-seed{seed}" in table["gaps"] for arm, seed in mine))
 
 

@@ -66,7 +66,8 @@ def open_run(script: str, recipe: Recipe, runtime: Runtime, splits: Splits, mode
     }
     run = Run(script, folder, recipe, runtime, splits, model, prepare, card, amp)
     if run.finished:
-        print(f"{folder} is finished: nothing to do", console.next_line(folder / "best.pt"), sep="\n")
+        print(f"{folder} is finished: nothing to do")
+        print(console.next_line(folder / "best.pt"))
         return run
     size = splits.image_size * recipe.resize
     print(*console.data_lines(splits), *describe(model, size),
