@@ -49,7 +49,7 @@ COLUMNS = {
 WHOLE = ("n", "train_memory_mb", "inference_memory_mb", "batch_n", "parameters")
 ABOUT = (
     "{source}; the control starts from {weights}; {recipe[head_epochs]} + {recipe[epochs]} epochs; "
-    "{versions[hardware]}, torch {versions[torch]}, commit {versions[git_commit]}.\n\n"
+    "{versions[hardware]}, torch {versions[torch]}, commit {commit}.\n\n"
 )
 METHOD = (
     "Δ is paired by seed; intervals are Student-t, 95 %, over seeds; p is McNemar's exact test on "
@@ -141,12 +141,11 @@ def collect(study: Path, arms: Mapping[str, Json], seeds: Sequence[int], control
             row["report_top1"] = REPORT_TOP1[row["arm"]]
             row["report_delta"] = row["report_top1"] - REPORT_TOP1[control]
     first = found[0][1]
-    unknown = dict.fromkeys(("hardware", "torch", "git_commit"))
     return {
         "source": first.result["source"],
         "class_names": first.result.get("class_names", CLASSES),
         "weights": first.result.get("weights") or weights(first.recipe),
-        "versions": unknown | first.result["versions"],
+        "versions": first.result["versions"],
         "control": control,
         "recipe": first.recipe,
         "seeds": seeds,
@@ -190,6 +189,7 @@ def _row(arm: str, control: str, results: Mapping[str, dict[int, Run]]) -> Json:
         "top1_by_seed": top1,
         **dict(zip(("top1", "std", "low", "high"), t_interval([*top1.values()]))),
         **dict(zip(("delta", "delta_std", "delta_low", "delta_high"), t_interval(deltas))),
+        "pairs": len(pairs),
         "only_right": _only_right(base[pairs[0]], runs[pairs[0]]) if len(pairs) == 1 else None,
         "parameters": first.result.get("parameters"),
         **(read_json(cost) if cost.is_file() else {}),
@@ -234,7 +234,7 @@ def _effect(row: Json) -> str:
     if low is not None:
         ends = f"{_cell('delta_low', low)} to {_cell('delta_high', high)}"
         shown = "no measurable effect" if low <= 0 <= high else "lower" if high < 0 else "higher"
-        return f"{points} (95 % interval {ends}, n = {row['n']}), {shown}"
+        return f"{points} (95 % interval {ends}, n = {row['pairs']}), {shown}"
     if pair is None:
         return f"{points}, one seed: no effect is claimed"
     p = mcnemar_exact(*pair)
@@ -275,7 +275,8 @@ def page(table: Json) -> str:
     shows as well."""
     said = "".join(f"- {sentence}\n" for sentence in conclusions(table))
     claims = CLAIMS if any(row["report_delta"] is not None for row in table["rows"]) else ""
-    return f"{ABOUT.format(**table)}{markdown(grid(table))}\n{METHOD}{claims}\n{said}"
+    about = ABOUT.format(**table, commit=table["versions"].get("git_commit") or "unknown")
+    return f"{about}{markdown(grid(table))}\n{METHOD}{claims}\n{said}"
 
 
 def write(table: Json, study: Path) -> None:

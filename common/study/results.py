@@ -157,7 +157,7 @@ def table(runs: Sequence[Run], root: Path, page: Path | None = None) -> tuple[li
             name = re.sub(r"-?seed\d+$", "", name)
             test += f" (n = {n}: {seeds})" if page else f" (n = {n})"
         grid.append((
-            name.replace("|", "\\|"),
+            name,
             ", ".join([network(recipe), *departures(recipe, bases[recipe["model"]])]),
             weights(recipe),
             seeds if page and n == 1 else test,
@@ -185,6 +185,7 @@ def markdown(grid: Sequence[Sequence[str]], texts: int = 1, width: int | None = 
         texts: columns at the left that are no numbers.
         width: columns of the terminal; the two widest texts are wrapped until a row fits.
     """
+    grid = [[cell.replace("|", "\\|") for cell in row] for row in grid]
     widths = [max(3, *map(len, column)) for column in zip(*grid)]
     while width and sum(widths) + 3 * len(widths) + 1 > width and max(widths[:texts]) > 10:
         widths[widths.index(max(widths[:texts]))] -= 1

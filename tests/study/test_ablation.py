@@ -157,6 +157,16 @@ def test_one_seed_tells_a_pair_of_networks_from_a_recipe(tmp_path):
                      "chance (p = 1.000). First study +0.00: open.")
 
 
+def test_an_interval_counts_the_seeds_that_both_have(tmp_path):
+    for seed in range(3):
+        write_result(tmp_path, ARMS[1], seed, 0.8 + 0.01 * seed)
+    for seed in range(2):
+        write_result(tmp_path, ARMS[0], seed, 0.9 + 0.012 * seed)
+    table = table_of(tmp_path, (0, 1, 2))
+    assert ", n = 2), " in conclusions(table)[0] and table["rows"][1]["n"] == 3
+    assert "torch 2.9, commit unknown." in page(table)
+
+
 def test_one_seed_without_predictions_claims_nothing(tmp_path):
     for arm, value in zip(ARMS, (0.94, 0.80, 0.94)):
         write_result(tmp_path, arm, 0, value)

@@ -105,23 +105,16 @@ def test_weights_networks_and_data_are_told_apart(tmp_path):
     assert found[6]["what"] == "EfficientNet-B2 ×2, class folders, 3 classes"
 
 
-def test_a_field_that_only_younger_runs_have_is_shown(tmp_path):
-    write_run(tmp_path / "old", B2, 0.9)
-    write_run(tmp_path / "young", B2, 0.9)
-    card = json.loads((tmp_path / "young/recipe.json").read_text())
-    card["recipe"]["mix_up"] = 0.3
-    (tmp_path / "young/recipe.json").write_text(json.dumps(card))
-    assert rows(tmp_path)[1]["what"] == "EfficientNet-B2 ×2, mix up 0.3"
-
-
-def test_runs_older_than_a_field_are_read(tmp_path):
-    write_run(tmp_path / "old", B2, 0.9)
-    card = json.loads((tmp_path / "old/recipe.json").read_text())
-    del card["recipe"]["cutmix"], card["recipe"]["class_weights"]
-    (tmp_path / "old/recipe.json").write_text(json.dumps(card))
-    write_run(tmp_path / "old-seed1", replace(B2, seed=1), 0.8)
-    (row,) = rows(tmp_path)
-    assert row["test %"].endswith("(n = 2)")
+def test_runs_older_than_a_field_are_read_and_fields_of_younger_ones_shown(tmp_path):
+    for seed, changed in enumerate(({"cutmix": None}, {}, {"mix_up": 0.3})):
+        write_run(tmp_path / f"a-seed{seed}", replace(B2, seed=seed), 0.9)
+        path = tmp_path / f"a-seed{seed}/recipe.json"
+        card = json.loads(path.read_text())
+        both = card["recipe"] | changed
+        card["recipe"] = {key: value for key, value in both.items() if value is not None}
+        path.write_text(json.dumps(card))
+    old, young = rows(tmp_path)
+    assert old["test %"].endswith("(n = 2)") and young["what"] == "EfficientNet-B2 ×2, mix up 0.3"
 
 
 @pytest.mark.parametrize("name, content", [
