@@ -1,8 +1,10 @@
 """Steps and runs on drawn images, small enough for tests, on any device."""
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import Module
 
 from common.config import Recipe, Runtime
@@ -49,12 +51,12 @@ def make_step(recipe: Recipe = PLAIN, model: Module | None = None,
                      recipe.label_smoothing, amp)
 
 
-def do(step: TrainStep, steps: int, lr: float = 1e-2,
-       epoch: int = 7) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """(losses, state dict) after the first steps of an epoch."""
+def do(step: TrainStep, steps: int, lr: float = 1e-2, epoch: int = 7,
+       do_step: Callable[[], object] | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """(losses, state dict) after the first steps of an epoch, each done by `do_step` or itself."""
     step.start_epoch(epoch, [lr] * step.steps)
     for _ in range(steps):
-        step()
+        (do_step or step)()
     return step.losses[:steps], step.model.state_dict()
 
 
@@ -71,6 +73,6 @@ def make_run(folder: Path, recipe: Recipe = PLAIN, splits: Splits | None = None,
     return Run("script", folder, recipe, Runtime(), splits, model, prepare, card, amp)
 
 
-def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+def equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two state dicts are the same to the last bit."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
