@@ -50,6 +50,7 @@ def test_a_run_needs_its_weights_file_only_to_begin(tmp_path, capsys):
 def test_the_end_of_a_run_says_what_comes_next_each_time(tmp_path, capsys, monkeypatch):
     """In batches that follow the pixels: clean train, then test."""
     monkeypatch.setattr(loop, "EVAL_PIXELS", 80 * 32 * 32)
+    monkeypatch.setattr("sys.argv", ["train_improved.py"])
     run = begin(tmp_path)
     load_start(run)
     loop.fit(run, Stage("train", 1, 0.01))
