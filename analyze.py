@@ -1,8 +1,8 @@
-"""What a checkpoint gets wrong, how sure it is, and where it looks.
+"""What a checkpoint gets wrong, how confident it is, and where it looks.
 
     python analyze.py --ckpt best.pt                     # its test images, the data of its training
     python analyze.py --ckpt best.pt --split val         # the images that its training held out
-    python analyze.py --ckpt best.pt --layer blocks.1    # Grad-CAM at another layer
+    python analyze.py --ckpt best.pt --cam gradcam       # the paper's heat maps; --layer NAME
     python analyze.py --ckpt best.pt --images a.jpg dir  # your own pictures, each explained
 
 Writes numbers, figures and a self-contained report.html to runs/analyze/<run>/; never trains. The
@@ -23,21 +23,22 @@ class Options:
     """What to analyse, and how closely."""
 
     ckpt: str = option("best.pt", "checkpoint that a training script wrote", "analysis")
+    cam: str = option(
+        "hirescam", "heat maps: HiResCAM summed over several layers, or Grad-CAM of one",
+        "analysis", choices=("hirescam", "gradcam"))
     layer: str | None = option(
-        None, "layer of Grad-CAM (default: the deepest whose map is at least 4x4)", "analysis"
-    )
+        None, "layer of Grad-CAM (default: the deepest whose map is at least 4x4)", "analysis")
     split: str = option("test", "images to analyse", "analysis", choices=("test", "val"))
     limit: int | None = option(None, "only N of the images, drawn at random", "analysis", 1)
-    batch_size: int = option(500, "images a pass of the predictions", "analysis", 1, 65_536)
     open_errors: int = option(25, "errors in the gallery, highest loss first", "analysis", 1, 600)
     faithfulness: int | None = option(
-        None, "images that test Grad-CAM (default: 500, drawn ones 100)", "analysis", 2, 100_000
-    )
-    seed: int = option(0, "seed of --limit, examples, random maps", "analysis", 0, 2**31 - 1)
+        None, "images that test the heat maps (default: 500, drawn ones 100)", "analysis", 2,
+        100_000)
+    seed: int = option(0, "seed of --limit and of the examples", "analysis", 0, 2**31 - 1)
 
 
 PLACE = ("data_dir", "offline", "device", "out", "run_name")  # flags shared with training
-WITH_PICTURES = {"images", "ckpt", "layer", "device", "out", "run_name"}
+WITH_PICTURES = {"images", "ckpt", "cam", "layer", "device", "out", "run_name"}
 
 
 def analyze(options: Options, runtime: Runtime) -> Path:
@@ -46,48 +47,31 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from tqdm import tqdm
 
     from common.analysis import figures, report, scores
-    from common.analysis.faithfulness import faithfulness, heat_below, heat_maps
-    from common.analysis.findings import findings
-    from common.analysis.inputs import open_folder, open_splits, open_subject, pick_split
+    from common.analysis.faithfulness import CONTROLS, faithfulness, heat_below, heat_on_shapes
+    from common.analysis.findings import findings, is_first_study
+    from common.analysis.inputs import CAMS, open_folder, open_splits, open_subject, pick_split
     from common.data.sources import CLASSES
     from common.files import sha256, write_json
-    from common.training.fit import predict
     from common.training.runtime import environment, set_up
 
     # The checkpoint, and the data of its training.
     device = set_up(runtime, options.seed)
     generator = torch.Generator().manual_seed(options.seed)
-    subject = open_subject(options.ckpt, options.layer, device)
+    subject = open_subject(options.ckpt, device, options.cam, options.layer)
     splits = open_splits(subject, runtime)
     split = pick_split(subject, splits, options.split, options.limit, generator).to(device)
     request = {**vars(options), "ckpt": sha256(subject.path), "images": splits.identity}
-    name = subject.run + "-val" * (options.split == "val")
+    name = f"{subject.run}-val" if options.split == "val" else subject.run
     folder = open_folder(runtime, name, request)
     title = f"{name}: {len(split):,} {options.split} images, {splits.source}"
     print(f"{subject}\n{title}")
 
     # What it predicts, and what that is worth.
     with tqdm(total=len(split), desc="predictions", unit="img", disable=None) as bar:
-        logits = predict(
-            subject.model, split.images, subject.prepare, options.batch_size, progress=bar.update
-        )
+        logits = subject.logits(split.images, progress=bar.update)
     preds = logits.argmax(1)
     rows = scores.predictions(logits, split, subject.classes)
-    result = scores.scores(logits, split.labels, subject.classes)
-    order = torch.randperm(len(split), generator=generator).tolist()
-    shown = scores.examples(rows, order, result["most_confused"], options.open_errors)
-
-    # Where it looks, and whether the heat maps can be believed.
-    tested = sorted(order[: options.faithfulness or (100 if subject.recipe.synthetic else 500)])
-    birds = torch.tensor([rows[i]["true"] == "bird" for i in tested])
-    test = faithfulness(subject, split.images[tested], preds[tested], generator, {"bird": birds})
-    maps = {
-        figure: [heat_maps(subject, split.images[some], to[some]) for to in (split.labels, preds)]
-        for figure, some in shown.items()
-    }
-
-    # Numbers, figures, report.
-    result |= {
+    result = {
         "title": title,
         "request": request,
         "checkpoint": subject.describe(),
@@ -96,9 +80,36 @@ def analyze(options: Options, runtime: Runtime) -> Path:
         "classes": subject.classes,
         "is_cifar10": subject.classes == CLASSES,
         "synthetic": subject.recipe.synthetic,
-        "gradcam": {"layer": subject.layer, "where": subject.where},
-        "faithfulness": test,
-        "planes_as_ships": {"heat_below": {"predicted": heat_below(maps["gradcam_planes"][1])}},
+        "heat_maps": {"cam": subject.cam, "where": subject.where},
+        **scores.scores(logits, split.labels, subject.classes),
+    }
+    order = torch.randperm(len(split), generator=generator).tolist()
+    shown = scores.examples(rows, order, result["most_confused"], options.open_errors)
+
+    # Where it looks, and whether the heat maps can be believed.
+    tested = sorted(order[: options.faithfulness or (100 if subject.recipe.synthetic else 500)])
+    test = faithfulness(subject, split.images[tested], preds[tested])
+    result["faithfulness"] = {**test, "differences": {"all": test["differences"]}}
+    if is_first_study(result):
+        birds = split.labels == CLASSES.index("bird")
+        of_birds = faithfulness(subject, split.images[birds], preds[birds],
+                                (subject.cam, *CONTROLS))
+        result["faithfulness"]["differences"]["bird"] = of_birds["differences"]
+    if subject.recipe.synthetic:
+        result["on_shape"] = heat_on_shapes(subject, split, options.split, preds, tested)
+    maps = {}
+    for figure, some in shown.items():
+        images, likeliest = split.images[some], preds[some]
+        if figure == "heat_methods":
+            maps[figure] = [subject.heat(images, likeliest, cam) for cam in CAMS]
+        else:
+            classes = split.labels[some], likeliest
+            maps[figure] = [subject.heat(images, targets) for targets in classes]
+    below = heat_below(maps["heat_planes"][1])
+
+    # Numbers, figures, report.
+    result |= {
+        "planes_as_ships": {"heat_below": {"predicted": below}},
         "shown": {figure: [rows[i] for i in some] for figure, some in shown.items()},
         "versions": environment(device),
     }
@@ -134,11 +145,11 @@ def main() -> int:
             raise InputError(f"{flag_of(flag)} has no effect on your own pictures: leave it out")
         from common.analysis.pictures import explain_pictures
 
-        return explain_pictures(options.ckpt, options.layer, given.images, runtime)
+        return explain_pictures(options.ckpt, options.cam, options.layer, given.images, runtime)
     except RuntimeError as error:
         if "memory" not in str(error):
             raise
-        raise RunError(f"out of memory at --batch-size {options.batch_size}: try less") from None
+        raise RunError("out of memory: end other programs, or use --device cpu") from None
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Whether a network truly looks where its heat maps point: deletion and insertion curves."""
-
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -9,66 +8,52 @@ from torch.nn import Module
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
-from common.analysis.gradcam import grad_cam
-from common.analysis.inputs import Subject
+from common.analysis.inputs import CAMS, Subject
 from common.analysis.scores import interval
+from common.data import synthetic
+from common.data.splits import Split
 from common.files import Json
 from common.models.build import in_eval_mode
 
-STEPS = 10  # portions in which the curves change an image
+STEPS = 5  # portions in which the curves change an image
+CONTROLS = ("chance", "centre")
 
 
-def heat_maps(subject: Subject, images: Tensor, targets: Tensor) -> Tensor:
-    """Grad-CAM (N, H, W) on the CPU, at the input's size, for uint8 images and (N,) classes."""
-    parts = _portions(subject, images, targets)
-    return torch.cat([grad_cam(subject.model, subject.layer, *part).cpu() for part in parts])
+def faithfulness(subject: Subject, images: Tensor, targets: Tensor,
+                 kinds: Sequence[str] = (*CAMS, *CONTROLS)) -> Json:
+    """Deletion and insertion curves of heat maps and controls, and how far the shown ones differ.
 
-
-def _portions(subject: Subject, images: Tensor,
-              targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Network inputs and classes, so many at a time that memory is bounded: 100 up to 141 px."""
-    size = max(1, min(100, 2_000_000 // subject.input_size**2))
-    for some, classes in zip(images.split(size), targets.split(size)):
-        yield subject.prepare.clean(some), classes
-
-
-def faithfulness(subject: Subject, images: Tensor, targets: Tensor, generator: torch.Generator,
-                 groups: Mapping[str, Tensor]) -> Json:
-    """Deletion and insertion curves of Grad-CAM, of random maps and of the centre prior.
+    Chance is the heat map of another image. A fine sprinkle of deleted pixels confuses a network
+    whatever it lies on, so that a control must be as fine as what it controls; and another image's
+    map is as much in the middle, too.
 
     Args:
         images: (N, 3, H, W) uint8; targets (N,) are the classes whose probability is followed.
-        groups: name -> (N,) bool, images whose differences are given apart from those of all.
+        kinds: keys of CAMS, the shown one among them, and of CONTROLS: chance, and the prior that
+            objects lie in the centre.
 
     Returns:
-        `curves` by kind of map, and `differences` Grad-CAM minus control, paired by
-        image, by group; all with 95 % intervals.
+        `curves` by kind, and `differences` in area, the shown heat maps minus each other kind,
+        paired by image; all with 95 % intervals.
     """
     parts = []
     with tqdm(total=len(images), desc="deletion and insertion", unit="img", disable=None) as bar:
-        for inputs, classes in _portions(subject, images, targets):
-            n, _, *size = inputs.shape
-            maps = (
-                grad_cam(subject.model, subject.layer, inputs, classes),
-                random_maps(n, *size, generator, subject.map),
-                center_prior(n, *size),
-            )
-            found = [deletion_insertion(subject.model, inputs, classes, heat) for heat in maps]
-            parts.append(torch.stack(found).cpu())
-            bar.update(n)
+        for inputs, classes in subject.portions(images, targets):
+            maps = {cam: subject.heat_of(inputs, classes, cam) for cam in CAMS if cam in kinds}
+            maps["chance"] = maps[subject.cam].roll(1, 0)
+            maps["centre"] = center_prior(*maps["chance"].shape).to(inputs.device)
+            stacked = torch.stack([maps[kind] for kind in kinds])
+            parts.append(deletion_insertion(subject.model, inputs, classes, stacked).cpu())
+            bar.update(len(inputs))
 
-    curves = torch.cat(parts, 2)  # (3, 2, N, S + 1)
-    gains = area(curves[:1] - curves[1:])  # (2, 2, N): a control, a way
-    differences = {}
-    for group, chosen in {"all": slice(None), **groups}.items():
-        by_control = [_by_way(interval, gain[:, chosen]) for gain in gains]
-        differences[group] = dict(zip(("random", "centre"), by_control))
-    bands = [_by_way(_band, found) for found in curves]
+    curves = dict(zip(kinds, torch.cat(parts, 2)))  # (2, N, S + 1) each
+    shown = area(curves[subject.cam])
+    gains = {kind: shown - area(curve) for kind, curve in curves.items() if kind != subject.cam}
     return {
         "images": len(images),
         "steps": STEPS,
-        "curves": dict(zip(("gradcam", "random", "centre"), bands)),
-        "differences": differences,
+        "curves": {kind: _by_way(_band, curve) for kind, curve in curves.items()},
+        "differences": {kind: _by_way(interval, gain) for kind, gain in gains.items()},
     }
 
 
@@ -85,9 +70,39 @@ def _band(curves: Tensor) -> Json:
 
 def heat_below(maps: Tensor) -> Json:
     """Interval of the share of heat in the lower half of (N, H, W) maps, over those with any."""
-    _, lower = maps.chunk(2, 1)
-    shares = lower.sum((1, 2)) / maps.sum((1, 2))  # nan for a map without heat
+    lower = torch.arange(maps.shape[1]) >= maps.shape[1] / 2
+    shares = _heat_inside(maps, lower[:, None])
     return interval(shares[shares.isfinite()])
+
+
+def heat_on_shapes(subject: Subject, split: Split, name: str, preds: Tensor,
+                   some: Sequence[int]) -> Json:
+    """How much of the heat lies on drawn shapes, whose place is known, and how much of the area
+    they cover.
+
+    Args:
+        split: the drawn set's `name`, "test" or "val"; preds (N,): the predicted classes.
+        some: positions of images to look at; textures among them, which are everywhere, are left
+            out.
+
+    Returns:
+        intervals of `heat` and `area`, fractions, and of their difference, `gain`.
+    """
+    some = [i for i in some if split.labels[i] < synthetic.SHAPES]
+    maps = subject.heat(split.images[some], preds[some])
+    pool = synthetic.POOLS["test" if name == "test" else "train"]
+    drawn = torch.from_numpy(synthetic.places(*pool)[split.index[some].cpu()])
+    # Whole pixels at the network's input, as the maps are.
+    places = F.interpolate(drawn[:, None].float(), maps.shape[1:])[:, 0]
+    heat, area = _heat_inside(maps, places), places.mean((1, 2))
+    found = heat.isfinite()
+    return {"heat": interval(heat[found]), "area": interval(area[found]),
+            "gain": interval((heat - area)[found])}
+
+
+def _heat_inside(maps: Tensor, places: Tensor) -> Tensor:
+    """(N,) shares of the heat of (N, H, W) maps that lie in places, 0 or 1; nan without heat."""
+    return (maps * places).sum((1, 2)) / maps.sum((1, 2))
 
 
 def area(curves: Tensor) -> Tensor:
@@ -102,50 +117,54 @@ def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Ten
     Deletion sets pixels to 0, the data set's mean colour once normalised, the highest of the map
     first; insertion puts them in the same order onto the blurred image (sigma an eighth of the
     side, since CIFAR's objects fill the frame). Equal pixels go in the order of a `random_maps` of
-    their own, so that a flat map is a random one and not a sweep from the top. Costs 2·(steps + 1)
-    passes of the batch; memory grows with N: batch outside.
+    their own, so that a flat map is a random one and not a sweep from the top. Costs 2 passes of
+    the batch, and 2·(steps - 1) for each of the M kinds of map; memory grows with N: batch outside.
 
     Args:
         model: classifier; comes back exactly as it came.
         images: (N, 3, H, W) float32, normalised, at the size the model sees.
         targets: (N,) int64 class indices.
-        maps: (N, H, W), higher is more important; only the order of the pixels counts.
+        maps: (M, N, H, W), higher is more important; only the order of the pixels counts.
         steps: equal portions in which the pixels go.
 
     Returns:
-        (2, N, steps + 1) probabilities of the targets, deletion and insertion, after 0, 1, …
+        (M, 2, N, steps + 1) probabilities of the targets, deletion and insertion, after 0, 1, …
         portions.
     """
     n, _, height, width = images.shape
     # So small an addition orders nothing but equal pixels; the sort is stable, so that values
     # equal even then go the same way on every machine.
     ties = random_maps(n, height, width, torch.Generator().manual_seed(0))
-    heat = (maps.double().cpu() + 1e-9 * ties).flatten(1)
-    order = heat.argsort(dim=1, descending=True, stable=True)
-    rank = order.argsort(1).view(n, 1, height, width).to(images.device)  # 0 goes first
+    heat = (maps.double().cpu() + 1e-9 * ties).flatten(2)
+    order = heat.argsort(dim=2, descending=True, stable=True)
+    ranks = order.argsort(2).view(-1, n, 1, height, width).to(images.device)  # 0 goes first
 
     radius = min(height, width) // 4
     blurred = gaussian_blur(images, [2 * radius + 1, 1], radius / 2)
     blurred = gaussian_blur(blurred, [1, 2 * radius + 1], radius / 2)
-    found = []
+    blurred = blurred.contiguous(memory_format=torch.channels_last)
+
+    def probs(changed: Tensor) -> Tensor:
+        """(N,) probabilities of the targets."""
+        return model(changed).softmax(1).expand(n, -1).gather(1, targets[:, None])[:, 0]
+
     with in_eval_mode(model), torch.no_grad():
-        for step in range(steps + 1):
-            gone = rank < round(step * height * width / steps)
-            for changed in (images.masked_fill(gone, 0), images.where(gone, blurred)):
-                probs = model(changed).softmax(1)
-                found.append(probs.gather(1, targets[:, None]))
-    return torch.cat(found, 1).view(n, steps + 1, 2).permute(2, 0, 1)
+        # Where the curves begin and end, all maps are alike; and nothing is left of any image.
+        whole, blur, nothing = probs(images), probs(blurred), probs(torch.zeros_like(images[:1]))
+        found = []
+        for rank in ranks:
+            deletion, insertion = [whole], [blur]
+            for step in range(1, steps):
+                gone = rank < round(step * height * width / steps)
+                deletion.append(probs(images.masked_fill(gone, 0)))
+                insertion.append(probs(images.where(gone, blurred)))
+            found += [*deletion, nothing, *insertion, whole]
+    return torch.stack(found).view(len(maps), 2, steps + 1, n).transpose(2, 3)
 
 
-def random_maps(n: int, h: int, w: int, generator: torch.Generator,
-                grid: tuple[int, int] = (4, 4)) -> Tensor:
-    """(n, h, w) random maps in [0, 1], the control that a heat map must beat.
-
-    Drawn on a `grid` of the compared layer's map size and enlarged like it: pixel noise removes a
-    fine sprinkle, which confuses a network for another reason and so has a smaller deletion area
-    than true maps.
-    """
-    drawn = torch.rand(n, 1, *grid, generator=generator)
+def random_maps(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
+    """(n, h, w) random maps in [0, 1], smooth: drawn on 4x4 cells and enlarged."""
+    drawn = torch.rand(n, 1, 4, 4, generator=generator)
     return F.interpolate(drawn, (h, w), mode="bilinear", align_corners=False)[:, 0]
 
 

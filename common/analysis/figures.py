@@ -2,7 +2,6 @@
 
 `result` is the content of analysis.json; each figure takes its file's name from its subject.
 """
-
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from numpy import ndarray
 
+from common.analysis.inputs import CAMS
 from common.analysis.scores import best_and_worst
 from common.analysis.sentences import say
 from common.files import Json
@@ -20,27 +22,30 @@ from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure, sho
 
 Strip = tuple[list, list, str]  # pictures, words above each, words below
 KINDS = {
-    "gradcam": ("Grad-CAM", VAL),
-    "random": ("random maps", MUTED),
+    "hirescam": (CAMS["hirescam"], VAL),
+    "gradcam": (CAMS["gradcam"], ACCENT),
+    "chance": ("another image's map", MUTED),
     "centre": ("the centre first", TRAIN),
 }
-CAPTION = "T: {true:…10} → P: {predicted:…10} {confidence:%1}, {place}"
-HEADS = ("image", "{true:…10}: true", "{predicted:…10}: predicted")
+CAPTION = "T: {true} → P: {predicted} {confidence:%1}\n{place}"
+HEADS = ("image", "true: {true}", "predicted: {predicted}")
 CASES = {  # figure: (what it shows, strips a row, words above each picture, words below)
     "errors": (
-        "The errors with the highest loss", 5, (), "T: {true:…10} → P: {predicted:…10}\n"
-        "{confidence:%1}, {second:…10} {second_confidence:%1}\n{place}, loss {loss:.2f}",
+        "The errors with the highest loss", 5, (), "T: {true} → P: {predicted}\n"
+        "{confidence:%1}, {second} {second_confidence:%1}\n{place}, loss {loss:.2f}",
     ),
-    "gradcam_right": ("Where it looks when it is right: image, heat map, overlay", 3, (), CAPTION),
-    "gradcam_wrong": ("Where it looks when it is wrong", 2, HEADS, CAPTION),
-    "gradcam_planes": ("Where it looks when it takes a plane for a ship", 2, HEADS, CAPTION),
+    "heat_right": ("Where it looks when it is right: image, heat map, overlay", 3, (), CAPTION),
+    "heat_wrong": ("Where it looks when it is wrong", 2, HEADS, CAPTION),
+    "heat_planes": ("Where it looks when it takes a plane for a ship", 2, HEADS, CAPTION),
+    "heat_methods": ("Two kinds of heat maps of the same images", 3, ("image", *CAMS.values()), CAPTION),
 }
 MOST = 60  # strips in a figure
 PX = 160  # side of a picture
-EVEN = 0.1  # a map whose cells differ by less shows no place
+UNIT = 165  # pixels of a picture with its margin, 1.1 inches at 150 dpi
+HOTTEST = 5  # times its image's average heat, where the scale of colours ends
 HEAT_NOTE = (
-    "Colours reach from each map's own weakest place to its strongest: compare places, not maps. "
-    "Grey: no place holds more evidence than another, or none holds any."
+    f"One scale of colours for all pictures: from no heat to {HOTTEST} times the average of the "
+    "picture, or more."
 )
 
 
@@ -58,7 +63,7 @@ def confusion(result: Json, folder: Path) -> None:
     counts = counts[cells]
     k = len(shown)
     names = [short(classes[i]) for i in shown]
-    title = f"Confusion matrix, {k} of {len(classes):,} classes\n{result['title']}"
+    title = f"Confusion matrix{_part(k, len(classes))}\n{result['title']}"
     side = 2.2 + 0.62 * k
     with new_figure(folder / "confusion.png", title, (side, side),
                     "Images, and their percentage of all images of the true class.") as figure:
@@ -82,10 +87,10 @@ def reliability(result: Json, folder: Path) -> None:
     count, confidence, accuracy = (
         np.array(table[key])[used] for key in ("count", "confidence", "accuracy"))
     ends = np.array([wilson_interval(share * n, n) for share, n in zip(accuracy, count)])
-    with new_figure(folder / "reliability.png", f"Is it as sure as it is right?\n{result['title']}",
-                    (6.2, 6.4)) as figure:
+    title = f"Is it as accurate as it is confident?\n{result['title']}"
+    with new_figure(folder / "reliability.png", title, (6.2, 6.4)) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-        upper.plot([0, 1], [0, 1], "--", color=MUTED, label="as sure as right")
+        upper.plot([0, 1], [0, 1], "--", color=MUTED, label="as accurate as confident")
         upper.errorbar(confidence, accuracy, np.abs(ends.T - accuracy), fmt="o-", color=VAL,
                        label="accuracy of a bin, at its mean confidence")
         upper.set(title=say("ECE {ece:%}, mean confidence {mean_confidence:%}", **table),
@@ -103,8 +108,8 @@ def recall_and_precision(result: Json, folder: Path) -> None:
         100 * np.array([row[key] for row in rows], float)  # nan: a class that is never predicted
         for key in ("recall", "precision", "recall_interval_95"))
     at = range(len(rows))
-    names = [say("{class:…18}  {recall:%1}", **row) for row in rows]
-    title = (f"How much of a class is found, {len(rows)} of {len(result['per_class']):,} classes\n"
+    names = [say("{0}  {recall:%1}", short(row["class"]), **row) for row in rows]
+    title = (f"How much of a class is found{_part(len(rows), len(result['per_class']))}\n"
              f"{result['title']}")
     with new_figure(folder / "per_class.png", title, (7, 1.6 + 0.33 * len(rows))) as figure:
         axes = figure.subplots()
@@ -117,10 +122,15 @@ def recall_and_precision(result: Json, folder: Path) -> None:
         figure.legend(loc="outside lower center", ncols=2)
 
 
+def _part(shown: int, classes: int) -> str:
+    """How many of the classes a figure shows, where not all."""
+    return f", {shown} of {classes:,} classes" if shown < classes else ""
+
+
 def faithfulness(result: Json, folder: Path) -> None:
     """Saves deletion and insertion curves of every kind of map with their 95 % intervals."""
     curves = result["faithfulness"]["curves"]
-    note = say("Means over {faithfulness[images]:,} images, 95 % intervals. {gradcam[where]}.",
+    note = say("Means over {faithfulness[images]:,} images, 95 % intervals. {heat_maps[where]}.",
                **result)
     title = f"Do the heat maps show what decides?\n{result['title']}"
     with new_figure(folder / "faithfulness.png", title, (8.4, 4.4), note) as figure:
@@ -145,62 +155,88 @@ def cases(result: Json, folder: Path, figure: str, images: ndarray,
 
     Args:
         images: (N, 3, H, W) uint8.
-        maps: (N, h, w) in [0, 1] each, the evidence for the true and for the predicted class.
+        maps: (N, h, w) in [0, 1] each: the evidence for the true and for the predicted class; of
+            "heat_methods" those of each of CAMS for the predicted class.
     """
     what, columns, heads, caption = CASES[figure]
+    names = {name: short(name, 12) for name in result["classes"]}
     parts = []
-    for row, image, true_map, predicted_map in zip(result["shown"][figure][:MOST], images, *maps):
+    for row, image, *pair in zip(result["shown"][figure][:MOST], images, *maps):
         # The file's own name: beside its class the folder says nothing.
         file = Path(row["name"]).name[-20:]
         words = {**row, "place": f"index {file}" if file.isdecimal() else file}
-        pictures = explained(image, predicted_map)
-        if heads:
-            pictures[1] = explained(image, true_map)[2]
+        for key in ("true", "predicted", "second"):
+            words[key] = names[row[key]]
         if figure == "errors":
-            pictures = pictures[:1]
+            pictures = [enlarged(image)]
+        elif heads:
+            pictures = [enlarged(image), *(overlay(image, heat) for heat in pair)]
+        else:
+            pictures = [enlarged(image), in_colours(pair[1]), overlay(image, pair[1])]
         parts.append((pictures, [say(head, **words) for head in heads], say(caption, **words)))
-    note = "" if figure == "errors" else f"{result['gradcam']['where']}.\n{HEAT_NOTE}"
+    note = "" if figure == "errors" else f"{result['heat_maps']['where']}.\n{HEAT_NOTE}"
     strips(parts, columns, folder / f"{figure}.png", f"{what}\n{result['title']}", note)
 
 
 def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: str) -> None:
-    """Saves strips of pictures, an inch each, with words above and below, in `columns`."""
+    """Saves strips of pictures, an inch each, with words above and below, in `columns`; with a
+    `note`, which tells of heat, also the scale of its colours."""
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
-    wide = 0.35 + max(len(pictures) for pictures, _, _ in parts)
-    high = 1.4
-    size = (1.1 * columns * wide, 1.1 * rows * high + 0.7)
+    wide = 0.3 + max(len(pictures) for pictures, _, _ in parts)
+    high = 1.5
+    # One large picture: matplotlib takes long over a hundred small ones.
+    canvas = np.full((int(rows * high * UNIT), int(columns * wide * UNIT), 3), 255, np.uint8)
+    size = (1.1 * columns * wide, 1.1 * rows * high + 1.2)
     with new_figure(path, title, size, note) as figure:
         axes = figure.subplots()
         for number, (pictures, heads, caption) in enumerate(parts):
             row, column = divmod(number, columns)
             x = column * wide
             y = row * high
-            for left, picture in zip(itertools.count(x), pictures):
-                axes.imshow(picture, extent=(left, left + 0.97, y + 0.97, y))
+            top = int(y * UNIT)
+            for at, picture in enumerate(pictures):
+                left = int((x + at) * UNIT)
+                canvas[top:top + PX, left:left + PX] = picture
             for middle, head in zip(itertools.count(x + 0.48), heads):
                 axes.text(middle, y - 0.03, head, ha="center", fontsize=7)
             axes.text(x, y + 1, caption, va="top", fontsize=7)
-        axes.set(xlim=(0, columns * wide), ylim=(rows * high - 0.1, -0.15))
+        right, bottom = canvas.shape[1] / UNIT, canvas.shape[0] / UNIT
+        axes.imshow(canvas, extent=(0, right, bottom, 0))
+        axes.set(xlim=(0, right), ylim=(bottom - 0.1, -0.15))
         axes.axis("off")
+        if note:
+            colours = ScalarMappable(Normalize(0, HOTTEST), "inferno")
+            bar = figure.colorbar(colours, ax=axes, location="bottom", aspect=40, shrink=0.5,
+                                  pad=0.01)
+            bar.set_label("heat, in averages of its picture", fontsize=7)
+            bar.ax.tick_params(labelsize=7)
 
 
-def explained(image: ndarray, heat: ndarray) -> list[ndarray]:
-    """Image, heat map and overlay, (PX, PX, 3) uint8 each; grey where no place stands out.
-
-    In the overlay the picture fades where the map is hot. Heat counts from the map's weakest
-    place, so that a map that is warm all over does not hide the picture.
-
-    Args:
-        image: (3, H, W) uint8; heat (h, w) in [0, 1].
-    """
+def enlarged(image: ndarray) -> ndarray:
+    """(PX, PX, 3) uint8 of a (3, H, W) uint8 image."""
     # Lanczos, so that a small picture can be recognised.
-    plain = cv2.resize(image.transpose(1, 2, 0), (PX, PX), interpolation=cv2.INTER_LANCZOS4)
-    heat = cv2.resize(np.asarray(heat), (PX, PX))
-    above = heat - heat.min()
-    if above.max() < EVEN:
-        grey = plain.mean(2, keepdims=True).repeat(3, 2).astype(np.uint8)
-        return [plain, np.full_like(plain, 190), grey]
-    colour = colormaps["inferno"](above, bytes=True)[:, :, :3]  # without alpha
-    share = 0.75 * above[:, :, None]
-    return [plain, colour, ((1 - share) * plain + share * colour).astype(np.uint8)]
+    return cv2.resize(image.transpose(1, 2, 0), (PX, PX), interpolation=cv2.INTER_LANCZOS4)
+
+
+def warmth(heat: ndarray) -> ndarray:
+    """(PX, PX) in [0, 1] of an (h, w) heat map: 1 at HOTTEST times the map's mean and above.
+
+    So all pictures have one scale, on which a map without a place is dark all over, as is one
+    without evidence.
+    """
+    heat = np.asarray(heat, np.float32)
+    heat = heat / max(heat.mean(), 1e-12)
+    return np.clip(cv2.resize(heat, (PX, PX), interpolation=cv2.INTER_LINEAR) / HOTTEST, 0, 1)
+
+
+def in_colours(heat: ndarray) -> ndarray:
+    """(PX, PX, 3) uint8 of an (h, w) heat map."""
+    return colormaps["inferno"](warmth(heat), bytes=True)[:, :, :3]  # without alpha
+
+
+def overlay(image: ndarray, heat: ndarray) -> ndarray:
+    """(PX, PX, 3) uint8: the picture in grey, and over it the colours of its heat."""
+    grey = 0.7 * enlarged(image).mean(2, keepdims=True)
+    share = 0.75 * np.minimum(1, 1.2 * warmth(heat))[:, :, None]
+    return ((1 - share) * grey + share * in_colours(heat)).astype(np.uint8)

@@ -1,17 +1,17 @@
-"""What the numbers of an analysis say: findings, and verdicts on the first report's claims.
+"""What the numbers of an analysis say: findings, and verdicts on the first study's claims.
 
-Each finding is a plain sentence with its statistics in brackets. Better, worse, surer and the like
-need a 95 % interval wholly on one side.
+Each finding is a plain sentence with its statistics in brackets. Better, worse, more and less need
+a 95 % interval wholly on one side.
 """
-
 from collections.abc import Sequence
 
+from common.analysis.inputs import CAMS
 from common.analysis.scores import best_and_worst
 from common.analysis.sentences import say
 from common.files import Json
 
 Claim = tuple[str, str, str]  # the claim, confirmed | refuted | open, the numbers
-CONTROLS = {"random": "chance", "centre": "the image's centre"}
+OTHERS = {"chance": "chance", "centre": "the image's centre", **CAMS}
 # By the sum of the two sides; the last two are those of -2 and -1.
 JUDGED = (
     "no better than",
@@ -26,26 +26,30 @@ def findings(result: Json) -> list[str]:
     """Sentences on accuracy, classes, confusions, confidence, and what the heat maps are worth."""
     words = [_accuracy(result)]
     if result["errors"]:
-        words += [_classes(result), _confusions(result)]
-    return [*words, _confidence(result["calibration"]), _faithful(result["faithfulness"])]
+        words += [*_classes(result), _confusions(result)]
+    words += [_confidence(result["calibration"]), _faithful(result)]
+    if result.get("on_shape"):
+        words.append(_on_shape(result["on_shape"]))
+    return words
 
 
 def _accuracy(result: Json) -> str:
     """How many images are named rightly; balanced accuracy too where classes are uneven."""
-    words = say(
-        "It names {top1:%} of {images:#{drawn}{split} image} rightly ({errors:#error}; "
-        "95 % interval {interval_95[0]:%} to {interval_95[1]:%}).",
-        drawn="synthetic " * result["synthetic"], **result)
+    drawn = "synthetic " if result["synthetic"] else ""
+    words = say("Accuracy {top1:%1} ({interval_95[0]:%1} to {interval_95[1]:%1}) on "
+                "{images:#{drawn}{split} image}.", drawn=drawn, **result)
     sizes = [row["support"] for row in result["per_class"]]
     if max(sizes) > 1.5 * min(sizes):
-        words += say(" Classes are uneven: balanced accuracy is {balanced_top1:%}.", **result)
+        words += say(" Classes are uneven: balanced accuracy is {balanced_top1:%1}.", **result)
     return words
 
 
-def _classes(result: Json) -> str:
-    """The classes found best and worst."""
+def _classes(result: Json) -> list[str]:
+    """The classes found best and worst, none of them twice; nothing of a single class."""
     rows = best_and_worst(result["per_class"])
-    return f"Found best: {_recalls(rows[:2])}; least often: {_recalls(rows[:-3:-1])}."
+    n = min(2, len(rows) // 2)
+    best, worst = rows[:n], rows[::-1][:n]
+    return [f"Found best: {_recalls(best)}; least often: {_recalls(worst)}."] if n else []
 
 
 def _recalls(rows: Sequence[Json]) -> str:
@@ -61,50 +65,66 @@ def _confusions(result: Json) -> str:
 
 
 def _confidence(table: Json) -> str:
-    """Whether it is as sure as it is right."""
-    sure = ("as sure as", "surer than", "less sure than")[_side(table["overconfidence"])]
-    return say("It is {sure} it is right (mean confidence {mean_confidence:%}, "
-               "minus accuracy {overconfidence:±%} points; ECE {ece:%}).", sure=sure, **table)
+    """Whether it is as confident as it is accurate."""
+    sure = ("as confident as", "more confident than", "less confident than")[
+        _side(table["overconfidence"])]
+    return say("It is {sure} accurate (mean confidence {mean_confidence:%1}, minus accuracy "
+               "{overconfidence:±%} points; calibration error {ece:%1}).", sure=sure, **table)
 
 
-def _faithful(test: Json) -> str:
-    """Whether heat maps show what decides, against each control."""
+def _faithful(result: Json) -> str:
+    """Whether heat maps show what decides, against each control and the other heat maps."""
+    test, cam = result["faithfulness"], result["heat_maps"]["cam"]
     by = test["differences"]["all"]
-    shows = sum(_sides(by["random"])) > 0
+    shows = sum(_sides(by["chance"])) > 0
     opening = "point at what decides" if shows else "are not shown to point at what decides"
-    judged = [f"{JUDGED[sum(_sides(by[key]))]} {name}" for key, name in CONTROLS.items()]
-    return say("The heat maps {opening}: {judged} ({images:#image}; {areas}).", opening=opening,
-               judged=", ".join(judged), areas=_areas(by), **test)
+    judged = [f"{JUDGED[sum(_sides(by[key]))]} {name}" for key, name in OTHERS.items() if key in by]
+    return say("Its heat maps ({name}) {opening}: {judged} ({images:#image}; {areas}).",
+               name=CAMS[cam], opening=opening, judged=", ".join(judged), areas=_areas(by), **test)
+
+
+def _on_shape(found: Json) -> str:
+    """The share of heat on drawn shapes, whose place is known, beside the share of the area."""
+    side = ("as much as", "more than", "less than")[_side(found["gain"])]
+    return say("On drawn shapes lies {heat[mean]:%1} of the heat, {side} their share of the area, "
+               "{area[mean]:%1} ({heat[n]:#image}; difference {gain:±%} points).", side=side,
+               **found)
 
 
 def _sides(by: Json) -> tuple[int, int]:
-    """For deletion and insertion: 1 where Grad-CAM beats the control, -1 where it is beaten."""
+    """For deletion and insertion: 1 where the heat maps win, -1 where they lose."""
     return -_side(by["deletion"]), _side(by["insertion"])
 
 
 def _areas(by: Json) -> str:
-    """Differences of areas to both controls with their intervals."""
+    """Differences of areas to each other map with their intervals."""
     line = "areas against {name}: deletion {deletion:±}, insertion {insertion:±}"
-    return "; ".join(say(line, name=name, **by[key]) for key, name in CONTROLS.items())
+    return "; ".join(say(line, name=name, **by[key]) for key, name in OTHERS.items() if key in by)
 
 
 def claims(result: Json) -> list[Claim]:
-    """(claim of the first report, confirmed | refuted | open, the numbers).
+    """(claim of the first study, confirmed | refuted | open, the numbers).
 
-    Only for CIFAR-10's whole test set, of which the first report spoke. Confirmed and refuted need
+    Only for CIFAR-10's whole test set, of which the first study spoke. Confirmed and refuted need
     a 95 % interval wholly on one side; what it leaves undecided is open.
     """
-    if not (result["is_cifar10"] and result["split"] == "test" and result["images"] == 10_000):
+    if not is_first_study(result):
         return []
     return [_vehicles(result), _cat_and_dog(result), _birds(result), _planes(result)]
+
+
+def is_first_study(result: Json) -> bool:
+    """Whether these are the images of which the first study spoke: CIFAR-10's whole test set."""
+    return result["is_cifar10"] and result["split"] == "test" and result["images"] == 10_000
 
 
 def _vehicles(result: Json) -> Claim:
     """Cars and trucks above 97 %: the worse of the two decides."""
     rows = [row for row in result["per_class"] if row["class"] in ("automobile", "truck")]
-    low, high = min(row["recall_interval_95"] for row in rows)
+    worse = min(rows, key=lambda row: row["recall"])
+    low, high = worse["recall_interval_95"]
     verdict = _verdict(_side({"low": low, "high": high}, 0.97))
-    numbers = f"Recall: {_recalls(rows)}."
+    numbers = say("The lower of the two: {0} ({1:%1} to {2:%1}).", _recalls([worse]), low, high)
     return "Automobiles and trucks are recognised above 97 %", verdict, numbers
 
 
@@ -116,25 +136,25 @@ def _cat_and_dog(result: Json) -> Claim:
     gap = own - other
     reach = 1.96 * (own + other) ** 0.5
     verdict = _verdict(_side({"low": gap - reach, "high": gap + reach}))
-    numbers = f"{own} errors are between cat and dog, {other} between the largest other pair."
+    numbers = f"{own:,} errors, {other:,} between the pair that comes next."
     return "Cat and dog are the main confusion", verdict, numbers
 
 
 def _birds(result: Json) -> Claim:
     """A bird's heat on its body, tested by what removing it does."""
     by = result["faithfulness"]["differences"]["bird"]
-    numbers = say("CIFAR-10 has no outlines of its birds, so this is tested by what removing the "
-                  "heat does: more than removing random places or the middle? ({n:#bird}; {areas})",
-                  areas=_areas(by), **by["random"]["deletion"])
-    verdict = _verdict(*_sides(by["random"]), *_sides(by["centre"]))
+    numbers = say("Tested, since CIFAR-10 has no outlines, by what removing and adding a bird's "
+                  "heat does, against chance and the centre ({n:#bird}; {areas}).",
+                  areas=_areas(by), **by["chance"]["deletion"])
+    verdict = _verdict(*_sides(by["chance"]), *_sides(by["centre"]))
     return "A bird's heat lies on what decides, its body, not on branches", verdict, numbers
 
 
 def _planes(result: Json) -> Claim:
     """A plane taken for a ship because of the lower half of the image."""
     below = result["planes_as_ships"]["heat_below"]["predicted"]
-    numbers = say("In {n:#plane} taken for ships {mean:%1} of the heat for ship lies in the lower "
-                  "half ({low:%1} to {high:%1}). Colour itself was not tested.", **below)
+    numbers = say("{mean:%1} of the heat for ship lies there ({low:%1} to {high:%1}; {n:#plane}); "
+                  "colour itself was not tested.", **below)
     claim = "A plane is taken for a ship because of the (blue) lower half of the image"
     return claim, _verdict(_side(below, 0.5)), numbers
 

@@ -1,25 +1,35 @@
-"""What an analysis starts from: a checkpoint, its data, a layer, a folder."""
+"""What an analysis starts from: a checkpoint and its data; and where it is kept.
 
+From Python, too: `open_subject` gives a network that reads pictures, names them and explains them.
+"""
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from numpy import ndarray
+from torch import Tensor
 from torch.nn import Module
 
-from common.analysis.gradcam import default_layer
+from common.analysis.gradcam import default_layer, fine_layers, grad_cam, hires_cam
 from common.config import Recipe, Runtime
 from common.data.augment import Augmentation, Preprocess
+from common.data.folders import _fit, read_picture
 from common.data.sources import CLASSES, load_splits
 from common.data.splits import Names, Split, Splits
 from common.errors import InputError
 from common.files import Json, read_json, write_json
 from common.models.trace import named_maps
+from common.training.fit import predict
 from common.training.run import load_model
+
+CAMS = {"hirescam": "HiResCAM", "gradcam": "Grad-CAM"}
+PIXELS = 500 * 64**2  # of the inputs of one pass; a pass that is explained has a fifth of them
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A network under analysis: its checkpoint, its input, where Grad-CAM looks."""
+    """A network under analysis: its checkpoint, its input, its heat maps."""
 
     path: Path
     run: str  # name of the training run
@@ -29,10 +39,10 @@ class Subject:
     classes: Names
     input_size: int  # pixels a side, as the network sees images
     prepare: Preprocess
-    layer: str
-    map: tuple[int, int]  # (h, w) of the layer's output
-
-    where: str  # in words, where the heat maps come from
+    cam: str  # a key of CAMS: the heat maps that are shown
+    layers: Names  # of HiResCAM
+    layer: str  # of Grad-CAM
+    where: str  # in words, which heat maps are shown and where they come from
 
     def __str__(self) -> str:
         return f"{self.path}: {self.recipe.model} of run {self.run}"
@@ -44,14 +54,71 @@ class Subject:
             "source": self.card["source"], "metrics": self.card.get("metrics"),
         }
 
+    def read(self, picture: str | Path | ndarray) -> Tensor:
+        """(1, 3, S, S) uint8: a picture brought to the size that the training had.
 
-def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
-    """The network of a checkpoint on `device`; `layer` None is the deepest with a map of 4x4.
+        Args:
+            picture: a file, or an array (H, W, 3) of uint8, RGB.
+
+        Raises:
+            InputError: the file cannot be read.
+        """
+        size, fit = self.card["image_size"], self.card.get("fit", "pad")
+        if isinstance(picture, ndarray):
+            image = _fit(picture[:, :, ::-1], size, fit)
+        else:
+            image = read_picture(picture, size, fit)
+        return torch.from_numpy(image.copy())[None].to(self.prepare.mean.device)
+
+    def logits(self, images: Tensor, **progress: object) -> Tensor:
+        """(N, K) float32 logits of (N, 3, S, S) uint8 images; batches are bounded by pixels."""
+        return predict(self.model, images, self.prepare, self._at_once(), **progress)
+
+    def probs(self, images: Tensor) -> Tensor:
+        """(N, K) probabilities of the classes for (N, 3, S, S) uint8 images."""
+        return self.logits(images).softmax(1)
+
+    def heat(self, images: Tensor, targets: Tensor, cam: str | None = None) -> Tensor:
+        """(N, H, W) float32 heat maps in [0, 1], on the CPU, at the size of the network's input.
+
+        Args:
+            images: (N, 3, S, S) uint8; targets: (N,) int64, the classes to find evidence for.
+            cam: a key of CAMS; None: the one that is shown.
+        """
+        parts = [self.heat_of(*part, cam).cpu() for part in self.portions(images, targets)]
+        return torch.cat(parts)
+
+    def heat_of(self, inputs: Tensor, targets: Tensor, cam: str | None = None) -> Tensor:
+        """`heat` of prepared inputs (N, 3, H, W) in one pass, on their device."""
+        if (cam or self.cam) == "gradcam":
+            return grad_cam(self.model, self.layer, inputs, targets)
+        return hires_cam(self.model, self.layers, inputs, targets)
+
+    def portions(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Network inputs and classes, so many at a time that memory is bounded."""
+        # In equal parts, none of a single image, since chance is a neighbour's heat map.
+        parts = max(1, len(images) // max(2, self._at_once() // 5))
+        for some, classes in zip(images.tensor_split(parts), targets.tensor_split(parts)):
+            yield self.prepare.clean(some), classes
+
+    def _at_once(self) -> int:
+        """Images of a pass."""
+        return max(1, min(500, PIXELS // self.input_size**2))
+
+
+def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str = "hirescam",
+                 layer: str | None = None) -> Subject:
+    """The network of a checkpoint on `device`, with its heat maps.
+
+    Args:
+        cam: "hirescam", at the layers that `fine_layers` picks, or "gradcam".
+        layer: of Grad-CAM; None is that of `default_layer`.
 
     Raises:
         InputError: no readable checkpoint, one that contradicts itself, or no such layer.
     """
     path = Path(ckpt)
+    device = torch.device(device)
     model, card = load_model(path, device)
     try:
         recipe = Recipe(**card["recipe"])
@@ -62,17 +129,25 @@ def open_subject(ckpt: str, layer: str | None, device: torch.device) -> Subject:
     except Exception as error:  # whatever a foreign card holds under these keys
         raise InputError(f"{path} does not describe itself ({error}): use a best.pt that this "
                          "version wrote") from None
+    # As in training: a sixth faster on a CPU.
+    model.to(memory_format=torch.channels_last)
     maps = named_maps(model, size)
+    layers = fine_layers(model, size)
+    if layer and cam != "gradcam":
+        raise InputError("--layer is one of Grad-CAM, HiResCAM sums several: add --cam gradcam, or "
+                         "leave --layer out")
     layer = layer or default_layer(model, size)
     if layer not in maps:
         raise InputError(f"--layer {layer}: the model has no such layer; choose from "
                          f"{', '.join(maps)}")
+    shown = [layer] if cam == "gradcam" else layers
+    places = ", ".join("{1}×{2} ({0})".format(name, *maps[name][1:]) for name in shown)
+    where = f"{CAMS[cam]} for {size}-pixel inputs, maps of {places}"
     prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
     run = card.get("run", recipe.name())
     classes = tuple(map(str, card["classes"]))
-    _, h, w = maps[layer]
-    where = f"Grad-CAM at {layer}: a map of {h}×{w} for {size}-pixel inputs"
-    return Subject(path, run, model, card, recipe, classes, size, prepare, layer, (h, w), where)
+    return Subject(path, run, model, card, recipe, classes, size, prepare, cam, tuple(layers),
+                   layer, where)
 
 
 def open_splits(subject: Subject, runtime: Runtime) -> Splits:

@@ -1,25 +1,21 @@
 """A user's own pictures: the likeliest classes of each, and a heat map beside each photo."""
-
 import os
 from collections.abc import Sequence
 from glob import escape, glob
 from pathlib import Path
 
 import cv2
-import torch
 from tqdm import tqdm
 
-from common.analysis.faithfulness import heat_maps
-from common.analysis.figures import HEAT_NOTE, PX, Strip, explained, strips
+from common.analysis.figures import HEAT_NOTE, PX, Strip, overlay, strips
 from common.analysis.inputs import Subject, open_folder, open_subject
 from common.analysis.report import picture, text, write_page
 from common.analysis.sentences import say
 from common.config import Runtime
 from common.data.folders import SUFFIXES, read_picture
-from common.errors import InputError
+from common.errors import InputError, RunError
 from common.files import sha256, write_csv
 from common.plots import short
-from common.training.fit import predict
 from common.training.runtime import set_up
 
 COLUMNS = (
@@ -29,60 +25,74 @@ SHOWN = 36  # photos in the figure and on the page; predictions.csv has all
 CLOSE = 0.5  # the second class is explained too from this share of the first's probability
 
 
-def explain_pictures(ckpt: str, layer: str | None, paths: Sequence[str], runtime: Runtime) -> int:
+def explain_pictures(ckpt: str, cam: str, layer: str | None, paths: Sequence[str],
+                     runtime: Runtime) -> int:
     """Name the classes of a user's pictures and explain the first few; 1 if any was unreadable.
 
     Prints a line a file, and writes predictions.csv, pictures.png and report.html.
 
     Raises:
         InputError: no checkpoint, or no picture.
+        RunError: none of the pictures could be read; nothing is written.
     """
     device = set_up(runtime, seed=0)
-    subject = open_subject(ckpt, layer, device)
+    subject = open_subject(ckpt, device, cam, layer)
     files = find_pictures(paths)
     if not files:
         raise InputError(f"--images {' '.join(paths)}: no picture there ({', '.join(SUFFIXES)})")
     print(say("{0} on {1:#picture}", subject, len(files)))
     fit = subject.card.get("fit", "pad")
+    names = {name: short(name) for name in subject.classes}
     table, shown = [], []
     for file in tqdm(files, "pictures", unit="picture", disable=None):
         try:
-            image = read_picture(file, subject.card["image_size"], fit)
+            image = subject.read(file)
         except InputError as error:
             tqdm.write(f"left out: {error}")
             continue
-        images = torch.from_numpy(image.copy())[None].to(device)  # (1, 3, H, W)
-        probs = predict(subject.model, images, subject.prepare)[0].softmax(0)
+        probs = subject.probs(image)[0]
         values, indices = probs.topk(min(len(COLUMNS) // 2, len(probs)))
         likeliest = [(subject.classes[k], p) for k, p in zip(indices, values.tolist())]
-        words = [say("{0:…18} {1:%1}", *one) for one in likeliest]
+        words = [say("{0} {1:%1}", names[name], share) for name, share in likeliest]
         tqdm.write(f"{file}: {', '.join(words)}")
         table.append([file, *sum(likeliest, ())])
         if len(shown) < SHOWN:
             close = indices[:2][values[:2] > CLOSE * values[0]]
-            maps = heat_maps(subject, images.repeat(len(close), 1, 1, 1), close)
+            maps = subject.heat(image.repeat(len(close), 1, 1, 1), close)
             photo = read_picture(file, PX, fit)
-            overlays = [explained(photo, heat)[2] for heat in maps]
+            overlays = [overlay(photo, heat) for heat in maps]
             heads = ["photo", *words[: len(close)]]
             shown.append(([photo.transpose(1, 2, 0), *overlays], heads, short(file[-40:], 40)))
 
-    request = {"ckpt": sha256(subject.path), "layer": layer, "pictures": files}
-    folder = open_folder(runtime, f"{subject.run}-pictures", request)
-    if table:
-        write_csv(folder / "predictions.csv", COLUMNS[: len(table[0])], table)
-        _show(subject, shown, folder)
     unread = len(files) - len(table)
+    if not table:
+        raise RunError(say("{0:#picture}, none of which can be read: no report", unread))
+    request = {"ckpt": sha256(subject.path), "cam": cam, "layer": layer, "pictures": files}
+    folder = open_folder(runtime, f"{subject.run}-pictures", request)
+    write_csv(folder / "predictions.csv", COLUMNS[: len(table[0])], table)
+    _show(subject, shown, folder)
     print(say("{0:#picture}, {1:,} left out; report: {2}/report.html", len(table), unread, folder))
     return int(unread > 0)
 
 
 def find_pictures(paths: Sequence[str]) -> list[str]:
-    """The files named, and those with a picture's suffix in the folders named; none hidden."""
+    """The files named, those that match a pattern which the shell left as it is, and those with a
+    picture's suffix in the folders named; none hidden.
+
+    Raises:
+        InputError: a pattern that nothing matches.
+    """
     found = []
     for path in paths:
-        inside = sorted(glob(os.path.join(escape(path), "**"), recursive=True))
-        pictures = [name for name in inside if name.lower().endswith(SUFFIXES)]
-        found += pictures if os.path.isdir(path) else [path]
+        named = [path] if os.path.lexists(path) else sorted(glob(path))
+        if not named:
+            if path != escape(path):
+                raise InputError(f"--images {path}: nothing has such a name")
+            named = [path]  # said to be missing when it is its turn
+        for file in named:
+            inside = sorted(glob(os.path.join(escape(file), "**"), recursive=True))
+            pictures = [name for name in inside if name.lower().endswith(SUFFIXES)]
+            found += pictures if os.path.isdir(file) else [file]
     return found
 
 

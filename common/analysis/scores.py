@@ -1,5 +1,4 @@
 """What a checkpoint's logits say, as plain numbers: the content of analysis.json."""
-
 from collections import defaultdict
 from collections.abc import Sequence
 from operator import itemgetter
@@ -114,11 +113,12 @@ def examples(rows: Sequence[Json], order: Sequence[int], confusions: Sequence[Js
     names = sorted({true for true, _ in kinds})[:MAX_CLASSES]
     return {
         "errors": wrong[:errors],
-        "gradcam_right": [i for name in names for i in kinds[name, name][:3]],
-        "gradcam_wrong": [
+        "heat_right": [i for name in names for i in kinds[name, name][:3]],
+        "heat_wrong": [
             max(kinds[kind(one)], key=lambda i: rows[i]["confidence"]) for one in confusions
         ],
-        "gradcam_planes": kinds["airplane", "ship"],
+        "heat_planes": kinds["airplane", "ship"],
+        "heat_methods": [i for name in names for i in kinds[name, name][3:4]][:12],
     }
 
 

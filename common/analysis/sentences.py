@@ -1,9 +1,7 @@
 """Sentences with places for names and numbers, filled by one rule."""
-
 import string
 from typing import Any
 
-from common.plots import short
 from common.words import count, number, percent
 
 
@@ -11,8 +9,8 @@ class Sentence(string.Formatter):
     """Fills `{loss:.2f}` and the like, and what Python has no format for.
 
     `{x:%}` is a percentage, `{x:%1}` one with a single decimal, `{x:#image}` a number of images,
-    `{x:…10}` a name in at most 10 characters, `{x:±}` a mean and the ends of its interval, `{x:±%}`
-    the same in percentage points; a dash stands for None.
+    `{x:±}` a mean and the ends of its interval, `{x:±%}` the same in percentage points; a dash
+    stands for None.
     """
 
     def format_field(self, value: Any, spec: str) -> str:
@@ -22,8 +20,6 @@ class Sentence(string.Formatter):
                 return percent(value, int(rest or 2))
             case "#":
                 return count(value, rest)
-            case "…":
-                return short(value, int(rest))
             case "±":
                 digits, scale = (2, 100) if rest else (3, 1)
                 ends = [value["mean"], value["low"], value["high"]]

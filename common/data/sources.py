@@ -46,7 +46,7 @@ def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
         if runtime.data_dir:
             raise InputError(f"--data-dir {runtime.data_dir} has no effect on drawn images "
                              "(--synthetic, --smoke): leave one of the flags out")
-        drawn = *synthetic.draw(600, seed=0), *synthetic.draw(100, seed=1)
+        drawn = [array for pool in synthetic.POOLS.values() for array in synthetic.draw(*pool)]
         return _split_32(drawn, synthetic.CLASSES, "synthetic", recipe)
     given = runtime.data_dir or os.environ.get("CIFAR10_DIR") or "data"
     folder = Path(os.path.expanduser(given))

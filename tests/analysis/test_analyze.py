@@ -12,7 +12,6 @@ import zipfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,14 +21,17 @@ from torch import Tensor, nn
 import train_baseline
 from analyze import Options, analyze
 from common.analysis import figures, inputs, scores
-from common.analysis.faithfulness import faithfulness, heat_below, heat_maps
-from common.analysis.gradcam import grad_cam
+from common.analysis.faithfulness import faithfulness, heat_below, heat_on_shapes
+from common.analysis.gradcam import grad_cam, hires_cam
 from common.config import Recipe, Runtime
+from common.data import synthetic
 from common.data.augment import Augmentation, Preprocess
 from common.data.sources import CLASSES, load_splits
+from common.data.splits import as_split
 from common.errors import InputError
 from common.files import read_checkpoint, sha256
 from common.metrics import confusion_matrix
+from common.models.build import build
 from common.plots import _save
 from conftest import ROOT, write_image
 
@@ -39,8 +41,9 @@ FIGURES = {
     "per_class",
     "reliability",
     "errors",
-    "gradcam_right",
-    "gradcam_wrong",
+    "heat_right",
+    "heat_wrong",
+    "heat_methods",
     "faithfulness",
 }
 
@@ -170,10 +173,9 @@ def test_numbers_agree_with_each_other_and_with_the_training_run(
     losses = [row["loss"] for row in result["shown"]["errors"]]
     assert losses == sorted(losses, reverse=True) and len(losses) == 25
     assert losses[0] == max(float(row["loss"]) for row in rows if row["true"] != row["predicted"])
-    for one, kind in zip(result["shown"]["gradcam_wrong"], result["most_confused"], strict=True):
-        assert (one["true"], one["predicted"]) == (kind["true"], kind["predicted"]) and one[
-            "confidence"
-        ] >= one["second_confidence"]
+    for one, kind in zip(result["shown"]["heat_wrong"], result["most_confused"], strict=True):
+        assert (one["true"], one["predicted"]) == (kind["true"], kind["predicted"])
+        assert one["confidence"] >= one["second_confidence"]
 
 
 def test_every_figure_is_there_and_says_what_and_of_which_run(
@@ -181,7 +183,7 @@ def test_every_figure_is_there_and_says_what_and_of_which_run(
 ) -> None:
     folder, titles = analysed
     drawn = {path.stem for path in folder.glob("*.png")}
-    assert FIGURES <= drawn <= {*FIGURES, "gradcam_planes"}
+    assert FIGURES <= drawn <= {*FIGURES, "heat_planes"}
     assert len(titles) == len(set(titles)) == len(drawn)
     assert all(title.endswith("tiny: 1,000 test images, synthetic") for title in titles)
 
@@ -208,15 +210,15 @@ def test_the_report_stands_alone_and_shows_the_numbers_of_analysis_json(
     for one in result["most_confused"]:
         assert [one["true"], one["predicted"], str(one["images"])] in rows
     for shown in (
-        f"{100 * result['top1']:.2f} %",
-        f"{100 * result['calibration']['ece']:.2f} %",
+        f"{100 * result['top1']:.1f} %",
+        f"{100 * result['calibration']['ece']:.1f} %",
         f"{result['nll']:.4f}",
-        result["gradcam"]["where"],
+        result["heat_maps"]["where"],
         result["source"],
         result["request"]["ckpt"][:12],
     ):
         assert shown in page
-    assert "Synthetic: these images are drawn" in page and "Its report closed" not in page
+    assert "Synthetic: these images are drawn" in page and "It closed with" not in page
 
 
 @pytest.fixture
@@ -256,7 +258,7 @@ def test_the_same_command_writes_the_same_bytes_and_the_checkpoint_stays(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
     assert sha256(moved) == sha256(ckpt) == before
     assert (
-        "Its report closed" not in (folder / "report.html").read_text()
+        "It closed with" not in (folder / "report.html").read_text()
     ), "30 images are not the test set"
 
 
@@ -300,7 +302,7 @@ def test_one_image_gives_no_interval_rather_than_a_wrong_one(
 ) -> None:
     ckpt, tree = cifar
     folder = analyze(
-        Options(str(ckpt), limit=limit, layer="blocks.0"),
+        Options(str(ckpt), limit=limit, cam="gradcam", layer="blocks.0"),
         Runtime(device="cpu", data_dir=str(tree), out=str(tmp_path)),
     )
     result = strict(folder / "analysis.json")
@@ -310,20 +312,23 @@ def test_one_image_gives_no_interval_rather_than_a_wrong_one(
         == result["faithfulness"]["images"]
         == limit
     )
-    assert result["gradcam"]["layer"] == "blocks.0"
-    gain = result["faithfulness"]["differences"]["all"]["random"]["deletion"]
+    differences = result["faithfulness"]["differences"]
+    assert result["heat_maps"]["cam"] == "gradcam" and differences.keys() == {"all"}
+    assert differences["all"].keys() == {"hirescam", "chance", "centre"}
+    gain = differences["all"]["chance"]["deletion"]
     assert (gain["low"] is None) == (limit == 1) and gain["n"] == limit
-    assert "Grad-CAM at blocks.0: a map of 16×16" in (folder / "report.html").read_text()
+    page = (folder / "report.html").read_text()
+    assert "Grad-CAM for 32-pixel inputs, maps of 16×16 (blocks.0)" in page
+    assert "heat maps (Grad-CAM)" in page
     never = [row for row in result["per_class"] if not row["support"]]
     assert never and all(row["recall"] is None and row["f1"] is None for row in never)
 
 
-def subject(model: nn.Module, size: int) -> SimpleNamespace:
+def subject(model: nn.Module, size: int) -> inputs.Subject:
     """As much of a Subject as heat maps need; its layer `look` passes the input on."""
     prepare = Preprocess((0.0,) * 3, (1.0,) * 3, 1, Augmentation(), torch.device("cpu"))
-    return SimpleNamespace(
-        model=model, layer="look", prepare=prepare, input_size=size, map=(4, 4)
-    )
+    return inputs.Subject(Path(), "", model, {}, Recipe(), (), size, prepare, "hirescam",
+                          ("look",), "look", "")
 
 
 def test_heat_below_is_the_share_of_the_lower_half() -> None:
@@ -334,6 +339,7 @@ def test_heat_below_is_the_share_of_the_lower_half() -> None:
     assert found["n"] == 2 and found["mean"] == pytest.approx(
         (0.75 + 1) / 2
     ), "a map without heat has no half"
+    assert heat_below(torch.ones(1, 5, 3))["mean"] == pytest.approx(2 / 5), "the middle row is above"
     assert heat_below(maps[:0]) == {"mean": None, "std": None, "low": None, "high": None, "n": 0}
 
 
@@ -356,27 +362,61 @@ def test_faithfulness_prefers_the_true_places_over_both_controls() -> None:
     images[:, :, :4, :4] = torch.randint(
         100, 256, (120, 1, 1, 1), generator=torch.Generator().manual_seed(0)
     ).to(torch.uint8)
-    targets, some = torch.zeros(120, dtype=torch.int64), torch.arange(120) < 40
-    one = subject(model, 16)
-    found = faithfulness(one, images, targets, torch.Generator().manual_seed(0), {"some": some})
+    # Every other image shows its corner, the rest have nothing to find: chance is wrong there.
+    images[1::2] = 50
+    targets, one = torch.zeros(120, dtype=torch.int64), subject(model, 16)
+    found = faithfulness(one, images, targets)
     assert found["images"] == 120
-    for group, n in (("all", 120), ("some", 40)):
-        for control in ("random", "centre"):
-            by = found["differences"][group][control]
-            assert by["deletion"]["high"] < 0 < by["insertion"]["low"] and by["deletion"]["n"] == n
-    curve, control = (found["curves"][kind]["deletion"] for kind in ("gradcam", "centre"))
-    area = np.trapezoid(np.subtract(curve["mean"], control["mean"]), dx=0.1)
-    assert area == pytest.approx(
-        found["differences"]["all"]["centre"]["deletion"]["mean"], abs=1e-6
-    )
-    assert (
-        len(curve["mean"]) == 11
-        and curve["mean"][0] > 0.9
-        and curve["mean"][-1] == pytest.approx(0.5)
-    )
-    maps = heat_maps(one, images, targets)
-    torch.testing.assert_close(maps, grad_cam(model, "look", one.prepare.clean(images), targets))
-    assert heat_maps(one, images[:0], targets[:0]).shape == (0, 16, 16)
+    assert found["curves"].keys() == {"hirescam", "gradcam", "chance", "centre"}
+    for control in ("chance", "centre"):
+        by = found["differences"][control]
+        assert by["deletion"]["high"] < 0 < by["insertion"]["low"] and by["deletion"]["n"] == 120
+    curve, control = (found["curves"][kind]["deletion"] for kind in ("hirescam", "centre"))
+    area = np.trapezoid(np.subtract(curve["mean"], control["mean"]), dx=0.2)
+    assert area == pytest.approx(found["differences"]["centre"]["deletion"]["mean"], abs=1e-6)
+    assert len(curve["mean"]) == 6 and curve["mean"][-1] == pytest.approx(0.5)
+    fewer = faithfulness(one, images, targets, ("hirescam", "centre"))
+    assert fewer["differences"] == {"centre": found["differences"]["centre"]}
+
+
+def test_heat_is_that_of_the_method_asked_for_at_any_number_of_images() -> None:
+    model = seeded_cnn()
+    one = replace(subject(model, 32), layers=("blocks.0", "blocks.1"), layer="blocks.2")
+    images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8,
+                           generator=torch.Generator().manual_seed(0))
+    targets, clean = torch.arange(7), one.prepare.clean(images)
+    for cam, expected in (("hirescam", hires_cam(model, one.layers, clean, targets)),
+                          ("gradcam", grad_cam(model, "blocks.2", clean, targets))):
+        torch.testing.assert_close(replace(one, cam=cam).heat(images, targets), expected)
+        # Two and three images a pass, at so large an input.
+        large = replace(one, input_size=600)
+        assert [len(part) for part, _ in large.portions(images, targets)] == [3, 2, 2]
+        torch.testing.assert_close(large.heat(images, targets, cam), expected)
+    assert one.heat(images[:0], targets[:0]).shape == (0, 32, 32)
+
+
+def seeded_cnn() -> nn.Module:
+    """ImprovedCNN with seeded weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build("improved_cnn").eval()
+
+
+def test_heat_on_shapes_is_counted_where_they_were_drawn() -> None:
+    """A map that is hot where the image differs from its mean finds the shape's own pixels."""
+    pool = synthetic.POOLS["test"]
+    (drawn, labels), places = synthetic.draw(*pool), synthetic.places(*pool)
+    split = as_split(drawn, labels, [str(i) for i in range(len(labels))]).to("cpu")
+    some = list(range(60))
+    shapes = [i for i in some if labels[i] < synthetic.SHAPES]
+    one, shown = subject(nn.Identity(), 32), torch.from_numpy(places[shapes]).float()
+    for heat, gain in ((shown, 1 - shown.mean((1, 2))), (torch.ones_like(shown), 0 * shown[:, 0, 0])):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inputs.Subject, "heat", lambda *_, heat=heat: heat)
+            found = heat_on_shapes(one, split, "test", torch.from_numpy(labels), some)
+        assert found["heat"]["n"] == len(shapes)
+        assert found["area"]["mean"] == pytest.approx(shown.mean().item())
+        assert found["gain"]["mean"] == pytest.approx(gain.mean().item(), abs=1e-6)
 
 
 def test_uneven_classes_and_one_never_predicted() -> None:
@@ -404,7 +444,7 @@ def test_best_and_worst_of_many_classes() -> None:
 def test_changed_data_is_said_in_one_line_and_refused_for_val(
     drawn: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = inputs.open_subject(str(drawn), None, torch.device("cpu"))
+    one = inputs.open_subject(drawn)
     splits = inputs.open_splits(one, Runtime(device="cpu"))
     generator = torch.Generator()
     inputs.pick_split(
@@ -423,7 +463,7 @@ def test_changed_data_is_said_in_one_line_and_refused_for_val(
 
 def test_what_a_checkpoint_remembers_is_no_flag_of_the_users(drawn: Path, tmp_path: Path) -> None:
     """Trained with --smoke --data-dir DIR: the drawn set, whatever the card says of DIR."""
-    one = inputs.open_subject(str(drawn), None, torch.device("cpu"))
+    one = inputs.open_subject(drawn)
     one.card["data_dir"] = str(tmp_path)
     assert inputs.open_splits(one, Runtime(device="cpu")).source == "synthetic"
     with pytest.raises(InputError, match="no effect on drawn images"):
@@ -483,6 +523,7 @@ BAD = {
     "another split": "held out",
     "too little data": "was trained on: --val-size",
     "layer": "choose from blocks.0.0, blocks.0.1",
+    "layer without Grad-CAM": "--layer is one of Grad-CAM",
     "--limit": "whole number of at least 1",
     "no effect": "--limit has no effect on your own pictures",
     "no picture": "no picture there",
@@ -587,7 +628,8 @@ def answers(
         "fewer classes": [*real, str(few)],
         "another split": [*real, str(other), "--split", "val"],
         "too little data": [*valued, "--data-dir", str(tree)],
-        "layer": ["--ckpt", str(drawn), "--layer", "blocks.9"],
+        "layer": ["--ckpt", str(drawn), "--cam", "gradcam", "--layer", "blocks.9"],
+        "layer without Grad-CAM": ["--ckpt", str(drawn), "--layer", "blocks.1"],
         "--limit": ["--ckpt", str(drawn), "--limit", "0"],
         "no effect": ["--ckpt", str(drawn), "--images", "a.png", "--limit", "5"],
         "no picture": ["--ckpt", str(drawn), "--images", str(home / "void")],

@@ -1,5 +1,5 @@
-"""Grad-CAM against closed forms, finite differences and a second formula; what it leaves alone."""
-
+"""Heat maps against closed forms, finite differences, a second formula and another library's values;
+what they leave alone; deletion and insertion curves."""
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.analysis.faithfulness import area, center_prior, deletion_insertion, random_maps
-from common.analysis.gradcam import default_layer, grad_cam, named_maps
+from common.analysis.gradcam import (activations_and_gradients, default_layer, fine_layers,
+                                     grad_cam, hires_cam, named_maps)
 from common.models.build import build
 
 SIZES = {"simple_cnn": 32, "improved_cnn": 32, "se_resnet18": 32, "efficientnet_b2": 64}
@@ -81,9 +82,10 @@ def normalised(cam: Tensor, height: int, width: int) -> Tensor:
 
 def second_formula(
     model: nn.Module, images: Tensor, targets: Tensor, names: list[str]
-) -> dict[str, Tensor]:
-    """Maps of every named layer from the natural graph, an image and a channel at a time."""
-    maps: dict[str, list[Tensor]] = {name: [] for name in names}
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Grad-CAM and HiResCAM of every named layer from the natural graph, an image and a channel at
+    a time."""
+    maps: dict[str, list] = {name: [] for name in names}
     model.eval()
     for image, target in zip(images, targets.tolist()):
         kept: dict[str, Tensor] = {}
@@ -99,11 +101,13 @@ def second_formula(
         gradients = torch.autograd.grad(logits[0, target], [kept[name] for name in names])
         for name, gradient in zip(names, gradients):
             _, channels, h, w = gradient.shape
-            cam = torch.zeros(h, w, dtype=gradient.dtype)
+            cam, hires = torch.zeros(2, h, w, dtype=gradient.dtype)
             for c in range(channels):
-                cam += gradient[0, c].sum() / (h * w) * kept[name][0, c].detach()
-            maps[name].append(normalised(cam, *image.shape[1:]))
-    return {name: torch.stack(per_image) for name, per_image in maps.items()}
+                channel = kept[name][0, c].detach()
+                cam += gradient[0, c].sum() / (h * w) * channel
+                hires += gradient[0, c] * channel
+            maps[name].append([normalised(one, *image.shape[1:]) for one in (cam, hires)])
+    return {name: tuple(map(torch.stack, zip(*found))) for name, found in maps.items()}
 
 
 def test_closed_form_for_pooling_and_a_linear_head() -> None:
@@ -165,10 +169,120 @@ def test_second_formula(network: str, many: bool) -> None:
     names = names[::6] if many else sorted(few)
     images, targets = batch(2, size, 10)
     images = images.double()
-    for name, expected in second_formula(model, images, targets, names).items():
-        torch.testing.assert_close(
-            grad_cam(model, name, images, targets), expected, atol=1e-5, rtol=0, msg=name
-        )
+    total = 0
+    for name, (cam, hires) in second_formula(model, images, targets, names).items():
+        close = {"atol": 1e-5, "rtol": 0, "msg": name}
+        torch.testing.assert_close(grad_cam(model, name, images, targets), cam, **close)
+        torch.testing.assert_close(hires_cam(model, [name], images, targets), hires, **close)
+        total += hires / hires.mean((1, 2), keepdim=True).clamp_min(1e-30)
+    torch.testing.assert_close(
+        hires_cam(model, names, images, targets), total / total.amax((1, 2), keepdim=True))
+
+
+def test_hirescam_of_a_linear_tail_is_what_each_place_contributes() -> None:
+    """Zeroing a place of the last map lowers the logit by just what the heat map shows there; the
+    places' sum and the bias are the logit. No autograd, and not Grad-CAM's property."""
+    model = seeded(Toy).double().eval()
+    images, targets = batch(2, 8, 5)
+    images, one_by_one = images.double(), torch.arange(2)
+    [(activation, gradient)] = activations_and_gradients(model, ["relu2"], images, targets)
+    shown = (activation * gradient).sum(1)
+    with torch.no_grad():
+        logits = model(images)[one_by_one, targets]
+        for y, x in torch.cartesian_prod(torch.arange(4), torch.arange(4)).tolist():
+            def blank(_module: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
+                return output.index_put((torch.tensor([[0], [1]]), torch.arange(8),
+                                         torch.tensor(y), torch.tensor(x)),
+                                        torch.zeros((), dtype=torch.float64))
+
+            with model.relu2.register_forward_hook(blank):
+                without = model(images)[one_by_one, targets]
+            torch.testing.assert_close(logits - without, shown[:, y, x])
+    torch.testing.assert_close(shown.sum((1, 2)) + model.fc.bias[targets], logits)
+
+
+class Waves(nn.Module):
+    """Two convolutions and a linear layer whose weights are sines: the same on every machine."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 4, 3, padding=1)
+        self.conv2 = nn.Conv2d(4, 5, 3, stride=2, padding=1)
+        self.fc = nn.Linear(80, 3)
+        for k, p in enumerate(self.parameters()):
+            p.data = torch.sin(torch.arange(p.numel()) * (1.3 + k) + k).view_as(p) / 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.relu(self.conv2(torch.relu(self.conv1(x)))).flatten(1))
+
+
+@pytest.mark.parametrize(("method", "expected"), [
+    ("grad_cam", [0.0271, 0.015, 0.0007, 0.0061, 0.0093, -0.0031, -0.0025, 0.0088,
+                  0.0067, -0.003, -0.003, -0.0008, 0.0081, -0.0017, -0.0075, 0.0023]),
+    ("hires_cam", [0.0027, 0.0651, 0.1662, -0.0322, -0.0123, -0.0109, -0.0014, -0.0111,
+                   0.1212, -0.0005, -0.015, -0.0617, -0.0624, -0.0181, -0.002, 0.0571]),
+])
+def test_another_librarys_values(method: str, expected: list[float]) -> None:
+    """What pytorch-grad-cam 1.5.7 gives for the first image at conv2, before its ReLU."""
+    model = Waves()
+    images = torch.cos(torch.arange(2 * 3 * 64) * 0.7).view(2, 3, 8, 8)
+    targets = torch.tensor([0, 2])
+    wanted = normalised(torch.tensor(expected).view(4, 4), 8, 8)
+    if method == "grad_cam":
+        found = grad_cam(model, "conv2", images, targets)
+    else:
+        found = hires_cam(model, ["conv2"], images, targets)
+    torch.testing.assert_close(found[0], wanted, atol=5e-3, rtol=0)  # theirs have four decimals
+
+
+@pytest.mark.parametrize("names", [
+    ["conv1", "relu1", "pool", "conv2", "bn2", "relu2"], ["relu2", "conv2", "conv1"]])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("context", [nullcontext, torch.no_grad, torch.inference_mode])
+def test_several_layers_at_once_give_what_each_gives_alone(
+    names: list[str], frozen: bool, context: Callable
+) -> None:
+    """Though the first to run is the root of the graph, and activations work in place."""
+    model = seeded(Toy).requires_grad_(not frozen)
+    images, targets = batch(3, 16, 5)
+    with context():
+        together = activations_and_gradients(model, names, images * 1, targets * 1)
+    for name, found in zip(names, together, strict=True):
+        [alone] = activations_and_gradients(seeded(Toy), [name], images, targets)
+        torch.testing.assert_close(found, alone, msg=name)
+
+
+class Fork(Toy):
+    """A shortcut that runs before the layers beside it, of which it knows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut = nn.Conv2d(3, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = self.shortcut(x)
+        x = self.bn2(self.conv2(self.relu1(self.conv1(x))))
+        return self.fc((x + shortcut).mean((2, 3)))
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_layers_of_two_branches_have_both_their_gradients(frozen: bool) -> None:
+    model, names = seeded(Fork).requires_grad_(not frozen), ["conv2", "shortcut", "relu1"]
+    images, targets = batch(3, 16, 5)
+    for name, found in zip(names, activations_and_gradients(model, names, images, targets)):
+        [alone] = activations_and_gradients(seeded(Fork), [name], images, targets)
+        torch.testing.assert_close(found, alone, msg=name)
+
+
+def test_layers_without_evidence_leave_the_others_maps() -> None:
+    """A layer whose map is all zeros is not divided by its mean."""
+    model = seeded(Toy)
+    with torch.no_grad():
+        model.fc.weight[2] = -model.fc.weight[2].abs()  # relu2's activations all speak against it
+    images, targets = batch(2, 16, 5)[0], torch.full((2,), 2)
+    assert (hires_cam(model, ["relu2"], images, targets) == 0).all()
+    torch.testing.assert_close(hires_cam(model, ["conv1", "relu2"], images, targets),
+                               hires_cam(model, ["conv1"], images, targets))
 
 
 @pytest.mark.parametrize("network", SIZES)
@@ -222,7 +336,7 @@ def test_maps_of_oblong_images_keep_their_shape() -> None:
     ), torch.tensor([1, 3])
     torch.testing.assert_close(
         grad_cam(model, "bn2", images, targets),
-        second_formula(model, images, targets, ["bn2"])["bn2"],
+        second_formula(model, images, targets, ["bn2"])["bn2"][0],
     )
 
 
@@ -278,7 +392,7 @@ def test_the_model_comes_back_as_it_came(mixed: Toy, fault: str | None) -> None:
     layer = {"unknown": "conv9", "flat": "fc"}.get(fault, "conv2")
     before = state(mixed)
     with pytest.raises((RuntimeError, ValueError)) if fault else nullcontext():
-        grad_cam(mixed, layer, images, targets + 5 if fault == "target" else targets)
+        hires_cam(mixed, ["conv1", layer], images, targets + 5 if fault == "target" else targets)
     after = state(mixed)
     torch.testing.assert_close(after.pop("tensors"), before.pop("tensors"), rtol=0, atol=0)
     torch.testing.assert_close(after.pop("grads"), before.pop("grads"), rtol=0, atol=0)
@@ -290,7 +404,7 @@ def test_the_model_comes_back_as_it_came(mixed: Toy, fault: str | None) -> None:
     [
         lambda model, images, targets: named_maps(model, 16),
         lambda model, images, targets: deletion_insertion(
-            model, images, targets, center_prior(3, 16, 16), steps=2
+            model, images, targets, center_prior(3, 16, 16)[None], steps=2
         ),
     ],
 )
@@ -346,8 +460,9 @@ def test_a_layer_beside_the_road_is_refused(frozen: bool) -> None:
         model.side(inputs[0])
 
     model.conv1.register_forward_pre_hook(look_aside)
-    with pytest.raises(ValueError, match="'side' does not reach the logits"):
-        grad_cam(model, "side", *batch(2, 16, 5))
+    for layers in (["side"], ["conv2", "side"]):
+        with pytest.raises(ValueError, match="'side' does not reach the logits"):
+            hires_cam(model, layers, *batch(2, 16, 5))
 
 
 def test_named_maps_and_the_default_layer() -> None:
@@ -369,24 +484,30 @@ def test_named_maps_and_the_default_layer() -> None:
     assert default_layer(model, 3) == "relu2", "the deepest of all where none has 4x4"
 
 
-@pytest.mark.parametrize(
-    ("network", "size", "layer"),
-    [
-        ("simple_cnn", 32, "blocks.2"),
-        ("improved_cnn", 32, "blocks.2"),
-        ("se_resnet18", 32, "layer4"),
-        ("efficientnet_b2", 64, "_blocks.15"),
-        ("efficientnet_b2", 32, "_blocks.7"),
-    ],
-)
-def test_the_default_layer_is_a_whole_block(network: str, size: int, layer: str) -> None:
-    """B2's last 4x4 map at 64 px lies inside block 16, whose output is 2x2: block 15 is taken."""
-    model = build(network)
-    assert default_layer(model, size) == layer and min(named_maps(model, size)[layer][1:]) == 4
+@pytest.mark.parametrize(("network", "size", "arguments", "layer", "layers"), [
+    ("simple_cnn", 32, {}, "blocks.2", "blocks.0 blocks.1 blocks.2"),
+    ("improved_cnn", 64, {}, "blocks.2", "blocks.0 blocks.1 blocks.2"),
+    ("se_resnet18", 32, {}, "layer4", "layer1 layer2 layer3 layer4"),
+    ("se_resnet18", 32, {"stem": "imagenet"}, "layer2", "bn1 layer1 layer2"),
+    ("efficientnet_b2", 64, {}, "_blocks.15", "_blocks.1 _blocks.4 _blocks.7"),
+    ("efficientnet_b2", 32, {}, "_blocks.7", "_blocks.1 _blocks.4 _blocks.7"),
+    ("efficientnet_b2", 96, {}, "_blocks.15", "_blocks.1 _blocks.4 _blocks.7"),
+])
+def test_the_layers_are_whole_blocks(
+    network: str, size: int, arguments: dict, layer: str, layers: str
+) -> None:
+    """B2's last 4x4 map at 64 px lies inside block 16, whose output is 2x2: block 15 is taken; of
+    HiResCAM's layers a cell is at most 8 pixels wide."""
+    model = build(network, input_size=size, **arguments)
+    maps = named_maps(model, size)
+    assert default_layer(model, size) == layer and min(maps[layer][1:]) >= 4
+    assert fine_layers(model, size) == layers.split()
+    assert all(8 * min(maps[name][1:]) >= size for name in layers.split())
 
 
-def test_the_imagenet_stem_leaves_a_4x4_map_after_layer2() -> None:
-    assert default_layer(build("se_resnet18", stem="imagenet"), 32) == "layer2"
+def test_a_network_of_coarse_maps_alone_is_asked_at_its_deepest() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 16, stride=16), nn.Flatten(), nn.Linear(16, 2))
+    assert fine_layers(model, 32) == [default_layer(model, 32)] == ["0"]
 
 
 class Corner(nn.Module):
@@ -410,7 +531,9 @@ def test_curves_of_a_model_that_looks_at_one_corner() -> None:
     targets = torch.zeros(2, dtype=torch.int64)
     sure = torch.tensor(8.0).sigmoid().item()
 
-    deletion, insertion = deletion_insertion(Corner(), images, targets, true_map, steps=16)
+    drawn = random_maps(2, 16, 16, torch.Generator().manual_seed(3))
+    maps = torch.stack([true_map, drawn, center_prior(2, 16, 16), -true_map])
+    (deletion, insertion), *others = deletion_insertion(Corner(), images, targets, maps, steps=16)
     # the first sixteenth of the pixels is the corner: all evidence goes, or comes, in one step
     torch.testing.assert_close(deletion, torch.tensor([sure] + [0.5] * 16).expand(2, 17))
     torch.testing.assert_close(insertion[:, 1:], torch.full((2, 16), sure))
@@ -418,12 +541,7 @@ def test_curves_of_a_model_that_looks_at_one_corner() -> None:
     torch.testing.assert_close(area(deletion), torch.full((2,), ((sure + 0.5) / 2 + 15 * 0.5) / 16))
     torch.testing.assert_close(area(insertion), (insertion[:, 0] + sure) / 32 + 15 / 16 * sure)
 
-    for control in (
-        random_maps(2, 16, 16, torch.Generator().manual_seed(3)),
-        center_prior(2, 16, 16),
-        -true_map,
-    ):
-        other = deletion_insertion(Corner(), images, targets, control, steps=16)
+    for other in others:
         assert (area(deletion) < area(other[0])).all()
         assert (area(insertion) > area(other[1])).all()
 
@@ -431,10 +549,12 @@ def test_curves_of_a_model_that_looks_at_one_corner() -> None:
 def test_pixels_go_in_the_maps_order_and_ties_go_in_smooth_random_order() -> None:
     model, images = Corner(), torch.ones(2, 3, 8, 8)
     maps = torch.stack([torch.arange(64.0).view(8, 8), torch.zeros(8, 8)])
-    curves = deletion_insertion(model, images, torch.zeros(2, dtype=torch.int64), maps, steps=5)
-    assert len(model.seen) == 12 and curves.shape == (2, 2, 6)
-    deleted = [model.seen[i][:, 0] == 0 for i in (2, 4, 6, 8, 10)]
-    assert [gone[0].sum().item() for gone in deleted] == [13, 26, 38, 51, 64]
+    targets = torch.zeros(2, dtype=torch.int64)
+    curves = deletion_insertion(model, images, targets, maps[None], steps=5)
+    # The whole, the blurred and the empty image, which all maps share, and four steps each way.
+    assert len(model.seen) == 3 + 8 and curves.shape == (1, 2, 2, 6)
+    deleted = [model.seen[i][:, 0] == 0 for i in (3, 5, 7, 9)]
+    assert [gone[0].sum().item() for gone in deleted] == [13, 26, 38, 51]
     assert all(gone[0].flatten()[64 - int(gone[0].sum()) :].all() for gone in deleted)
     tied = deleted[1][1]
     assert tied.sum() == 26 and not tied.flatten()[:26].all() and not tied.flatten()[-26:].all()
@@ -444,13 +564,10 @@ def test_pixels_go_in_the_maps_order_and_ties_go_in_smooth_random_order() -> Non
 
 def test_controls() -> None:
     drawn = [
-        random_maps(3, 16, 24, torch.Generator().manual_seed(0), grid=(2, 3)) for _ in range(2)
+        random_maps(3, 16, 24, torch.Generator().manual_seed(0)) for _ in range(2)
     ]
-    assert (
-        torch.equal(*drawn)
-        and drawn[0].shape == (3, 16, 24)
-        and 0 <= drawn[0].min() <= drawn[0].max() <= 1
-    )
+    assert torch.equal(*drawn) and drawn[0].shape == (3, 16, 24)
+    assert 0 <= drawn[0].min() <= drawn[0].max() <= 1
     assert not torch.equal(drawn[0][0], drawn[0][1])
     prior = center_prior(2, 8, 12)
     assert (

@@ -12,8 +12,9 @@ import torch
 
 import train_baseline
 from common.analysis import pictures
+from common.analysis.inputs import Subject
 from common.config import Runtime
-from common.errors import InputError
+from common.errors import InputError, RunError
 from conftest import write_image
 
 TINY = replace(
@@ -49,7 +50,7 @@ def test_pictures_are_named_explained_and_the_broken_left_out(
     ckpt: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [str(photos), str(photos / "nowhere.png")]
-    assert pictures.explain_pictures(str(ckpt), None, paths, HERE) == 1
+    assert pictures.explain_pictures(str(ckpt), "hirescam", None, paths, HERE) == 1
     lines = capsys.readouterr().out.splitlines()
     named = ["a <b>$5.png", "broken.png", "猫.JPG", "nowhere.png"]
     assert len(lines) == 1 + len(named) + 1
@@ -79,9 +80,9 @@ def test_pictures_need_no_training_data_and_keep_their_folder(
     (photos / "broken.png").unlink()
     monkeypatch.setattr("common.analysis.inputs.load_splits", None)
     moved = shutil.copy(ckpt, photos.parent / "best.pt")
-    assert pictures.explain_pictures(str(moved), None, ["photos"], HERE) == 0
-    assert pictures.explain_pictures(str(moved), None, ["photos"], HERE) == 0
-    assert pictures.explain_pictures(str(moved), None, ["photos/a <b>$5.png"], HERE) == 0
+    assert pictures.explain_pictures(str(moved), "hirescam", None, ["photos"], HERE) == 0
+    assert pictures.explain_pictures(str(moved), "hirescam", None, ["photos"], HERE) == 0
+    assert pictures.explain_pictures(str(moved), "hirescam", None, ["photos/a <b>$5.png"], HERE) == 0
     names = sorted(path.name for path in Path("out/analyze").iterdir())
     assert names == [names[0], f"{names[0]}-2"] and names[0].endswith("-pictures")
 
@@ -91,7 +92,7 @@ def test_the_page_is_bounded_and_the_table_is_not(
 ) -> None:
     monkeypatch.setattr(pictures, "SHOWN", 2)
     files = [str(photos / "a <b>$5.png")] * 5
-    assert pictures.explain_pictures(str(ckpt), None, files, HERE) == 0
+    assert pictures.explain_pictures(str(ckpt), "hirescam", None, files, HERE) == 0
     folder = Path("out/analyze/tiny-pictures")
     assert (folder / "report.html").read_text(encoding="utf-8").count("<figure>") == 2
     assert len((folder / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 6
@@ -103,14 +104,39 @@ def test_the_second_class_is_explained_where_it_is_close(
     seen = []
     monkeypatch.setattr(pictures, "strips", lambda parts, *_: seen.extend(parts))
     for second in (3.0, 1.0):
-        logits = torch.tensor([[0.0, 3.5, second, *[-5.0] * 7]])
-        monkeypatch.setattr(pictures, "predict", lambda *_: logits)
-        pictures.explain_pictures(str(ckpt), None, [str(photos / "a <b>$5.png")], HERE)
+        probs = torch.tensor([[0.0, 3.5, second, *[-5.0] * 7]]).softmax(1)
+        monkeypatch.setattr(Subject, "probs", lambda *_, probs=probs: probs)
+        pictures.explain_pictures(str(ckpt), "hirescam", None, [str(photos / "a <b>$5.png")], HERE)
     assert [len(shown) for shown, _, _ in seen] == [3, 2]
     assert [heads[0] for _, heads, _ in seen] == ["photo", "photo"]
     assert [heads[1].split()[0] for _, heads, _ in seen] == ["ring", "ring"]
 
 
-def test_a_folder_without_pictures_is_one_line(ckpt: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no picture there"):
-        pictures.explain_pictures(str(ckpt), None, [str(tmp_path)], HERE)
+def test_a_folder_without_pictures_or_a_pattern_without_files_is_one_line(
+    ckpt: Path, tmp_path: Path
+) -> None:
+    for path, words in ((tmp_path, "no picture there"), (tmp_path / "*.jpg", "nothing has such")):
+        with pytest.raises(InputError, match=words):
+            pictures.explain_pictures(str(ckpt), "hirescam", None, [str(path)], HERE)
+
+
+def test_a_pattern_that_the_shell_left_is_expanded(photos: Path) -> None:
+    assert pictures.find_pictures(["photos/*.png", "photos/s?b"]) == [
+        "photos/a <b>$5.png", "photos/broken.png", "photos/sub/猫.JPG"]
+    write_image(photos / "[1].png", np.zeros((3, 8, 8), np.uint8))
+    assert pictures.find_pictures(["photos/[1].png"]) == ["photos/[1].png"], "a file's own name"
+
+
+def test_no_report_is_named_where_no_picture_can_be_read(
+    ckpt: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The report of an earlier run, when the picture was whole, is neither named nor lost."""
+    file = photos / "a <b>$5.png"
+    assert pictures.explain_pictures(str(ckpt), "hirescam", None, [str(file)], HERE) == 0
+    report = Path("out/analyze/tiny-pictures/report.html")
+    before = report.read_bytes()
+    file.write_bytes(b"\x89PNG\r\n")
+    capsys.readouterr()
+    with pytest.raises(RunError, match="1 picture, none of which can be read: no report"):
+        pictures.explain_pictures(str(ckpt), "hirescam", None, [str(file)], HERE)
+    assert "report.html" not in capsys.readouterr().out and report.read_bytes() == before

@@ -22,11 +22,11 @@ def sure(low: float, high: float, n: int = 100) -> dict[str, float | int]:
     return {"mean": (low + high) / 2, "low": low, "high": high, "n": n}
 
 
-def by(random: tuple[dict, dict], centre: tuple[dict, dict]) -> dict[str, Any]:
+def by(chance: tuple[dict, dict], centre: tuple[dict, dict]) -> dict[str, Any]:
     """Differences of (deletion, insertion) areas to both controls."""
     return {
         name: dict(zip(("deletion", "insertion"), pair))
-        for name, pair in (("random", random), ("centre", centre))
+        for name, pair in (("chance", chance), ("centre", centre))
     }
 
 
@@ -101,11 +101,7 @@ def result() -> dict[str, Any]:
             "curves": {kind: {"deletion": band, "insertion": band} for kind in figures.KINDS},
             "differences": {"all": by(BETTER, SAME), "bird": by(BETTER, BETTER)},
         },
-        "gradcam": {
-            "layer": "blocks.2",
-            "map": [128, 4, 4],
-            "where": "Grad-CAM at blocks.2: a map of 4×4 for 32-pixel inputs",
-        },
+        "heat_maps": {"cam": "hirescam", "where": "HiResCAM for 32-pixel inputs, maps of …"},
         "planes_as_ships": {"heat_below": {"predicted": sure(0.6, 0.7)}},
         "versions": {"hardware": "a machine", "torch": "2.8", "git_commit": None},
     }
@@ -115,13 +111,12 @@ def test_findings_are_plain_sentences_with_the_statistics_in_brackets(
     result: dict[str, Any],
 ) -> None:
     assert findings(result) == [
-        "It names 98.10 % of 10,000 test images rightly "
-        "(190 errors; 95 % interval 97.80 % to 98.40 %).",
+        "Accuracy 98.1 % (97.8 % to 98.4 %) on 10,000 test images.",
         "Found best: airplane 100.0 %, automobile 100.0 %; least often: cat 90.0 %, dog 95.0 %.",
         "Most confused: cat and dog (150), bird and deer (40).",
-        "It is surer than it is right (mean confidence 99.00 %, "
-        "minus accuracy +1.00 (+0.50 to +1.50) points; ECE 1.00 %).",
-        "The heat maps point at what decides: better than chance, "
+        "It is more confident than accurate (mean confidence 99.0 %, "
+        "minus accuracy +1.00 (+0.50 to +1.50) points; calibration error 1.0 %).",
+        "Its heat maps (HiResCAM) point at what decides: better than chance, "
         "no better than the image's centre (500 images; "
         "areas against chance: deletion −0.150 (−0.200 to −0.100), "
         "insertion +0.150 (+0.100 to +0.200); "
@@ -130,11 +125,43 @@ def test_findings_are_plain_sentences_with_the_statistics_in_brackets(
     ]
 
 
+def test_the_heat_maps_are_named_and_compared_with_the_others(result: dict[str, Any]) -> None:
+    result["faithfulness"]["differences"]["all"]["gradcam"] = by(BETTER, SAME)["chance"]
+    words = findings(result)[4]
+    assert "no better than the image's centre, better than Grad-CAM (" in words
+    assert words.endswith("; areas against Grad-CAM: deletion −0.150 (−0.200 to −0.100), "
+                          "insertion +0.150 (+0.100 to +0.200)).")
+    result["heat_maps"]["cam"] = "gradcam"
+    assert findings(result)[4].startswith("Its heat maps (Grad-CAM) point")
+
+
+@pytest.mark.parametrize(("gain", "side"), [
+    (sure(0.1, 0.2), "more than"), (sure(-0.1, 0.2), "as much as"), (sure(-0.2, -0.1), "less than")
+])
+def test_heat_on_drawn_shapes_is_compared_with_their_area(
+    result: dict[str, Any], gain: dict, side: str
+) -> None:
+    result["on_shape"] = {"heat": sure(0.3, 0.5, 49), "area": sure(0.1, 0.3), "gain": gain}
+    words = f"On drawn shapes lies 40.0 % of the heat, {side} their share of the area, 20.0 % (49"
+    assert findings(result)[5].startswith(words)
+
+
+@pytest.mark.parametrize(("classes", "words"), [
+    (1, []), (2, ["a 90.0 %; least often: b 80.0 %."]), (3, ["a 90.0 %; least often: c 70.0 %."]),
+    (4, ["a 90.0 %, b 80.0 %; least often: d 60.0 %, c 70.0 %."]),
+])
+def test_no_class_is_named_twice(result: dict[str, Any], classes: int, words: list[str]) -> None:
+    result["per_class"] = [{**result["per_class"][0], "class": "abcd"[k], "recall": 0.9 - k / 10}
+                           for k in range(classes)]
+    assert [line for line in findings(result) if "Found best" in line] == [
+        f"Found best: {line}" for line in words]
+
+
 @pytest.mark.parametrize(
     ("gap", "words"),
     [
-        (sure(-0.02, -0.01), "It is less sure than it is right"),
-        (sure(-0.01, 0.01), "It is as sure as it is right"),
+        (sure(-0.02, -0.01), "It is less confident than accurate"),
+        (sure(-0.01, 0.01), "It is as confident as accurate"),
         (sure(-0.00001, 0.000004), "minus accuracy +0.00 (+0.00 to +0.00) points"),
         ({"mean": 0.2, "low": None, "high": None, "n": 1}, "+20.00 (– to –) points"),
     ],
@@ -167,19 +194,15 @@ def test_balanced_accuracy_stands_beside_accuracy_where_classes_are_uneven(
 ) -> None:
     result["per_class"][3]["support"] = 600
     result["balanced_top1"] = 0.75
-    assert findings(result)[0].endswith("Classes are uneven: balanced accuracy is 75.00 %.")
+    assert findings(result)[0].endswith("Classes are uneven: balanced accuracy is 75.0 %.")
 
 
 def test_a_perfect_network_has_no_confusions(result: dict[str, Any]) -> None:
     result.update(errors=0, most_confused=[], most_confused_pairs=[], synthetic=True)
-    assert findings(result)[0].startswith(
-        "It names 98.10 % of 10,000 synthetic test images rightly (0 errors;"
-    )
+    assert findings(result)[0].endswith(" on 10,000 synthetic test images.")
     assert "onfused" not in " ".join(findings(result))
-    assert claims(result)[1][1:] == (
-        "open",
-        "0 errors are between cat and dog, 0 between the largest other pair.",
-    )
+    numbers = "0 errors, 0 between the pair that comes next."
+    assert claims(result)[1][1:] == ("open", numbers)
 
 
 def verdicts(result: dict[str, Any]) -> list[str]:
@@ -194,7 +217,7 @@ def test_claims_need_an_interval_on_one_side(result: dict[str, Any]) -> None:
     other["faithfulness"]["differences"]["bird"] = by(BETTER, SAME)
     other["planes_as_ships"]["heat_below"]["predicted"] = sure(0.4, 0.6)
     assert verdicts(other) == ["open"] * 4
-    other["per_class"][9]["recall_interval_95"] = [0.94, 0.96]
+    other["per_class"][9].update(recall=0.95, recall_interval_95=[0.94, 0.96])
     other["most_confused_pairs"][0]["images"] = 5
     other["faithfulness"]["differences"]["bird"] = by(SAME, WORSE)
     other["planes_as_ships"]["heat_below"]["predicted"] = sure(0.3, 0.4)
@@ -228,14 +251,14 @@ def test_the_page_holds_what_was_given_and_leaves_out_what_was_not(
 ) -> None:
     page = page_of(result, tmp_path)
     assert page.count("<td>confirmed</td>") == 4 and "ynthetic" not in page
-    assert page.index("Its report closed with four claims") < page.index("<td>confirmed</td>")
+    assert page.index("It closed with four claims") < page.index("<td>confirmed</td>")
     assert "<figure>" not in page, "no picture, no caption"
     write_image(tmp_path / "confusion.png", np.zeros((3, 8, 8), np.uint8))
     result.update(is_cifar10=False, most_confused=[])
     result["per_class"][0].update(precision=None)
     page = page_of(result, tmp_path)
     assert page.count("<figure>") == page.count("data:image/png;base64,") == 1
-    assert "Its report closed" not in page and "<th>true</th>" not in page
+    assert "It closed with" not in page and "<th>true</th>" not in page
     assert "<td>airplane</td><td>100.0&nbsp;%</td><td>–</td>" in page
 
 
@@ -297,6 +320,7 @@ def drawn(
 ) -> None:
     """One figure of cases: grey images and the same maps for both classes."""
     result["shown"] = {figure: rows}
+    result["classes"] = {row[key] for row in rows for key in ("true", "predicted", "second")}
     images = np.full((len(rows), 3, 32, 32), 200, np.uint8)
     images[:, 0] = 100
     figures.cases(result, folder, figure, images, [maps, maps])
@@ -308,39 +332,36 @@ def test_cases_name_classes_and_files(
     maps = np.zeros((1, 4, 4), np.float32)
     drawn(result, "errors", [case()], maps, tmp_path)
     assert texts(kept[0]) == [
-        "T: airplane → P: ship\n97.0 %, a very lo… 2.0 %\nindex 1234, loss 5.68"
+        "T: airplane → P: ship\n97.0 %, a very long… 2.0 %\nindex 1234, loss 5.68"
     ]
-    drawn(result, "gradcam_wrong", [case(name="test/airplane/photo.jpg")], maps, tmp_path)
+    drawn(result, "heat_wrong", [case(name="test/airplane/photo.jpg")], maps, tmp_path)
     assert texts(kept[1]) == [
         "image",
-        "airplane: true",
-        "ship: predicted",
-        "T: airplane → P: ship 97.0 %, photo.jpg",
+        "true: airplane",
+        "predicted: ship",
+        "T: airplane → P: ship 97.0 %\nphoto.jpg",
     ]
+    drawn(result, "heat_methods", [case()], maps, tmp_path)
+    assert texts(kept[2])[:3] == ["image", "HiResCAM", "Grad-CAM"]
     assert all("10,000 test images" in figure.get_suptitle() for figure in kept)
+    assert "HiResCAM for 32-pixel" in kept[1].get_supxlabel()
 
 
-def test_maps_without_a_place_are_grey_and_others_keep_the_picture(
-    kept: list[Figure], result: dict[str, Any], tmp_path: Path
-) -> None:
-    maps = np.stack(
-        [np.zeros((4, 4)), np.full((4, 4), 0.95), np.tile([1.0, 0.6, 0.6, 0.6], (4, 1))]
-    )
-    drawn(result, "gradcam_right", [case()] * 3, maps, tmp_path)
-    pictures = [image.get_array() for image in kept[0].axes[0].images]
-    for flat, overlay in (pictures[1:3], pictures[4:6]):
-        assert (flat == 190).all() and (
-            np.ptp(overlay, axis=2) == 0
-        ).all(), "no evidence, or everywhere alike"
-    plain, heat, overlay = pictures[6:9]
-    assert (
-        heat[:, :20].max() > 100 and heat[:, -40:].max() < 5
-    ), "counted from the map's weakest place"
-    assert (overlay[:, -40:] == plain[:, -40:]).all()
-    assert (
-        "Grey: no place" in kept[0].get_supxlabel()
-        and "Grad-CAM at blocks.2" in kept[0].get_supxlabel()
-    )
+def test_heat_has_one_scale_on_which_a_map_without_a_place_is_dark() -> None:
+    """Times the picture's mean heat: however strong the evidence, the same share is as bright."""
+    place = np.zeros((16, 16), np.float32)
+    place[:8, :8] = 1  # four times the mean
+    warm = figures.warmth(place)
+    assert warm[0, 0] == pytest.approx(4 / figures.HOTTEST) and warm[-1, -1] == 0
+    np.testing.assert_allclose(figures.warmth(place / 100), warm, rtol=1e-5)
+    place[:] = 0
+    place[0, 0] = 1
+    assert figures.warmth(place).max() == 1, "cut off where the scale ends"
+    flat = figures.warmth(np.full((16, 16), 0.95))
+    assert flat == pytest.approx(1 / figures.HOTTEST) and not figures.warmth(place * 0).any()
+    image = np.full((3, 32, 32), 200, np.uint8)
+    assert (figures.overlay(image, place)[-1, -1] == 140).all(), "the picture shows where none is"
+    assert np.ptp(figures.overlay(image, place)[0, 0].astype(int)) > 50, "coloured where it is"
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
