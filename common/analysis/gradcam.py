@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from common.models.build import in_eval_mode
-from common.models.trace import named_maps
+from common.models.build import in_eval_mode, named_maps
 
 SMALLEST_MAP = 4  # cells a side; a 2x2 map says little more than left or right, up or down
 COARSEST = 8  # pixels a side of a cell, for HiResCAM

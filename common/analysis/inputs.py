@@ -19,8 +19,8 @@ from common.data.sources import CLASSES, load_splits
 from common.data.splits import Names, Split, Splits
 from common.errors import InputError
 from common.files import Json, read_json, write_json
-from common.models.trace import named_maps
-from common.training.fit import predict
+from common.models.build import named_maps
+from common.training.loop import predict
 from common.training.run import load_model
 
 CAMS = {"hirescam": "HiResCAM", "gradcam": "Grad-CAM"}
