@@ -343,27 +343,26 @@ def test_heat_below_is_the_share_of_the_lower_half() -> None:
     assert heat_below(maps[:0]) == {"mean": None, "std": None, "low": None, "high": None, "n": 0}
 
 
+class Light(nn.Module):
+    """Is the surer of its first class the more bright pixels there are, wherever they lie."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = self.look(x - 0.4).mean((1, 2, 3))
+        return torch.stack([80 * seen, -80 * seen], 1)
+
+
 def test_faithfulness_prefers_the_true_places_over_both_controls() -> None:
-    """Of a model that sees one corner alone Grad-CAM finds it, the controls do not."""
-
-    class Corner(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.look = nn.ReLU()
-
-        def forward(self, x: Tensor) -> Tensor:
-            seen = (self.look(x) * self.window).mean((1, 2, 3))
-            return torch.stack([60 * seen, -60 * seen], 1)
-
-    model = Corner()
-    model.register_buffer("window", torch.zeros(16, 16))
-    model.window[:4, :4] = 1
+    """Of a model that sees one corner alone, another in each image, HiResCAM finds it, and neither
+    another image's map nor the centre does."""
+    model = Light()
     images = torch.zeros(120, 3, 16, 16, dtype=torch.uint8)
-    images[:, :, :4, :4] = torch.randint(
-        100, 256, (120, 1, 1, 1), generator=torch.Generator().manual_seed(0)
-    ).to(torch.uint8)
-    # Every other image shows its corner, the rest have nothing to find: chance is wrong there.
-    images[1::2] = 50
+    for i, image in enumerate(images):
+        y, x = 12 * (i % 2), 12 * (i // 2 % 2)
+        image[:, y:y + 4, x:x + 4] = 160 + i % 90
     targets, one = torch.zeros(120, dtype=torch.int64), subject(model, 16)
     found = faithfulness(one, images, targets)
     assert found["images"] == 120
