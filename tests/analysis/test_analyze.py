@@ -339,7 +339,7 @@ def test_heat_below_is_the_share_of_the_lower_half() -> None:
     assert found["n"] == 2 and found["mean"] == pytest.approx(
         (0.75 + 1) / 2
     ), "a map without heat has no half"
-    assert heat_below(torch.ones(1, 5, 3))["mean"] == pytest.approx(2 / 5), "the middle row is above"
+    assert heat_below(torch.ones(1, 5, 3))["mean"] == pytest.approx(2 / 5), "not the middle row"
     assert heat_below(maps[:0]) == {"mean": None, "std": None, "low": None, "high": None, "n": 0}
 
 
@@ -409,7 +409,8 @@ def test_heat_on_shapes_is_counted_where_they_were_drawn() -> None:
     some = list(range(60))
     shapes = [i for i in some if labels[i] < synthetic.SHAPES]
     one, shown = subject(nn.Identity(), 32), torch.from_numpy(places[shapes]).float()
-    for heat, gain in ((shown, 1 - shown.mean((1, 2))), (torch.ones_like(shown), 0 * shown[:, 0, 0])):
+    outside = 1 - shown.mean((1, 2))
+    for heat, gain in ((shown, outside), (torch.ones_like(shown), 0 * outside)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inputs.Subject, "heat", lambda *_, heat=heat: heat)
             found = heat_on_shapes(one, split, "test", torch.from_numpy(labels), some)

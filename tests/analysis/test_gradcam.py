@@ -1,5 +1,5 @@
-"""Heat maps against closed forms, finite differences, a second formula and another library's values;
-what they leave alone; deletion and insertion curves."""
+"""Heat maps against closed forms, finite differences, a second formula and another library's
+values; what they leave alone; deletion and insertion curves."""
 from collections.abc import Callable
 from contextlib import nullcontext
 
