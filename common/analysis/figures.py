@@ -130,6 +130,7 @@ def _part(shown: int, classes: int) -> str:
 def faithfulness(result: Json, folder: Path) -> None:
     """Saves deletion and insertion curves of every kind of map with their 95 % intervals."""
     curves = result["faithfulness"]["curves"]
+    percents = 100 * np.array(result["faithfulness"]["shares"])
     note = say("Means over {faithfulness[images]:,} images, 95 % intervals. {heat_maps[where]}.",
                **result)
     title = f"Do the heat maps show what decides?\n{result['title']}"
@@ -140,7 +141,6 @@ def faithfulness(result: Json, folder: Path) -> None:
                 curve = curves[kind][way]
                 # Ends that are None become nan, which is not drawn.
                 mean, low, high = (np.array(curve[key], float) for key in ("mean", "low", "high"))
-                percents = np.linspace(0, 100, len(mean))
                 axes.plot(percents, mean, ".-", color=colour, label=label)
                 axes.fill_between(percents, low, high, color=colour, alpha=0.18)
             axes.set(title=f"{way}: {better} is better", xlabel="pixels changed, hottest first (%)",
