@@ -10,12 +10,11 @@ same command writes the same folder anew; another checkpoint, other options or o
 folder with a number of its own.
 """
 import argparse
-import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import Parser, Runtime, a_path, add_flags, collect, flag_of, option
-from common.errors import InputError, RunError, run_script
+from common.errors import InputError, run_script
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,9 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from common.analysis.faithfulness import CONTROLS, faithfulness, heat_below, heat_on_shapes
     from common.analysis.findings import findings, is_first_study
     from common.analysis.inputs import CAMS, open_folder, open_splits, open_subject, pick_split
-    from common.data.sources import CLASSES
+    from common.data.splits import CLASSES
     from common.files import sha256, write_json
+    from common.training.console import next_line
     from common.training.runtime import environment, set_up
 
     # The checkpoint, and the data of its training.
@@ -78,7 +78,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
         "source": splits.source,
         "split": options.split,
         "classes": subject.classes,
-        "is_cifar10": subject.classes == CLASSES,
+        "is_cifar10": splits.is_cifar10,
         "synthetic": subject.recipe.synthetic,
         "heat_maps": {"cam": subject.cam, "where": subject.where},
         **scores.scores(logits, split.labels, subject.classes),
@@ -122,7 +122,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
         if some:
             figures.cases(result, folder, figure, split.images[some].cpu().numpy(), maps[figure])
     print(*findings(result), f"report: {report.write(folder)}", sep="\n")
-    print("next:", shlex.join(["python", "analyze.py", "--ckpt", options.ckpt]), "--images PICTURE")
+    print(next_line(subject.path), "--images PICTURE")
     return folder
 
 
@@ -137,20 +137,15 @@ def main() -> int:
     given = parser.parse_args()
     options = collect(given, Options())
     runtime = collect(given, Runtime())
-    try:
-        if "images" not in given:
-            analyze(options, runtime)
-            return 0
-        for flag in vars(given).keys() - WITH_PICTURES:
-            raise InputError(f"{flag_of(flag)} has no effect on your own pictures: leave it out")
-        from common.analysis.pictures import explain_pictures
+    if "images" not in given:
+        analyze(options, runtime)
+        return 0
+    for flag in vars(given).keys() - WITH_PICTURES:
+        raise InputError(f"{flag_of(flag)} has no effect on your own pictures: leave it out")
+    from common.analysis.pictures import explain_pictures
 
-        return explain_pictures(options.ckpt, options.cam, options.layer, given.images, runtime)
-    except RuntimeError as error:
-        if "memory" not in str(error):
-            raise
-        raise RunError("out of memory: end other programs, or use --device cpu") from None
+    return explain_pictures(options.ckpt, options.cam, options.layer, given.images, runtime)
 
 
 if __name__ == "__main__":
-    run_script(main, "lower --batch-size")
+    run_script(main, "close other programs, or use --device cpu")

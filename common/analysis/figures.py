@@ -18,7 +18,8 @@ from common.analysis.scores import best_and_worst
 from common.analysis.sentences import say
 from common.files import Json
 from common.metrics import wilson_interval
-from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure, short
+from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure
+from common.words import shorten
 
 Strip = tuple[list, list, str]  # pictures, words above each, words below
 KINDS = {
@@ -62,7 +63,7 @@ def confusion(result: Json, folder: Path) -> None:
     share = (counts / counts.sum(1, keepdims=True).clip(1))[cells]
     counts = counts[cells]
     k = len(shown)
-    names = [short(classes[i]) for i in shown]
+    names = [*shorten([classes[i] for i in shown], 18).values()]
     title = f"Confusion matrix{_part(k, len(classes))}\n{result['title']}"
     side = 2.2 + 0.62 * k
     with new_figure(folder / "confusion.png", title, (side, side),
@@ -108,7 +109,8 @@ def recall_and_precision(result: Json, folder: Path) -> None:
         100 * np.array([row[key] for row in rows], float)  # nan: a class that is never predicted
         for key in ("recall", "precision", "recall_interval_95"))
     at = range(len(rows))
-    names = [say("{0}  {recall:%1}", short(row["class"]), **row) for row in rows]
+    short = shorten([row["class"] for row in rows], 18)
+    names = [say("{0}  {recall:%1}", short[row["class"]], **row) for row in rows]
     title = (f"How much of a class is found{_part(len(rows), len(result['per_class']))}\n"
              f"{result['title']}")
     with new_figure(folder / "per_class.png", title, (7, 1.6 + 0.33 * len(rows))) as figure:
@@ -159,7 +161,7 @@ def cases(result: Json, folder: Path, figure: str, images: ndarray,
             "heat_methods" those of each of CAMS for the predicted class.
     """
     what, columns, heads, caption = CASES[figure]
-    names = {name: short(name, 12) for name in result["classes"]}
+    names = shorten(result["classes"], 12)
     parts = []
     for row, image, *pair in zip(result["shown"][figure][:MOST], images, *maps):
         # The file's own name: beside its class the folder says nothing.

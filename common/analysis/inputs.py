@@ -14,17 +14,16 @@ from torch.nn import Module
 from common.analysis.gradcam import default_layer, fine_layers, grad_cam, hires_cam
 from common.config import Recipe, Runtime
 from common.data.augment import Augmentation, Preprocess
-from common.data.folders import _fit, read_picture
-from common.data.sources import CLASSES, load_splits
-from common.data.splits import Names, Split, Splits
-from common.errors import InputError
+from common.data.folders import fit_picture, read_picture
+from common.data.sources import load_splits
+from common.data.splits import CLASSES, Names, Split, Splits
+from common.errors import InputError, reason
 from common.files import Json, read_json, write_json
 from common.models.build import named_maps
-from common.training.loop import predict
+from common.training.loop import eval_batch_size, predict
 from common.training.run import load_model
 
 CAMS = {"hirescam": "HiResCAM", "gradcam": "Grad-CAM"}
-PIXELS = 500 * 64**2  # of the inputs of one pass; a pass that is explained has a fifth of them
 
 
 @dataclass(frozen=True)
@@ -65,14 +64,14 @@ class Subject:
         """
         size, fit = self.card["image_size"], self.card.get("fit", "pad")
         if isinstance(picture, ndarray):
-            image = _fit(picture[:, :, ::-1], size, fit)
+            image = fit_picture(picture[:, :, ::-1], size, fit)
         else:
             image = read_picture(picture, size, fit)
         return torch.from_numpy(image.copy())[None].to(self.prepare.mean.device)
 
     def logits(self, images: Tensor, **progress: object) -> Tensor:
         """(N, K) float32 logits of (N, 3, S, S) uint8 images; batches are bounded by pixels."""
-        return predict(self.model, images, self.prepare, self._at_once(), **progress)
+        return predict(self.model, images, self.prepare, **progress)
 
     def probs(self, images: Tensor) -> Tensor:
         """(N, K) probabilities of the classes for (N, 3, S, S) uint8 images."""
@@ -97,13 +96,10 @@ class Subject:
     def portions(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Network inputs and classes, so many at a time that memory is bounded."""
         # In equal parts, none of a single image, since chance is a neighbour's heat map.
-        parts = max(1, len(images) // max(2, self._at_once() // 5))
+        # A pass that is explained takes five times the memory of one that is not.
+        parts = max(1, len(images) // max(2, eval_batch_size(images, self.prepare) // 5))
         for some, classes in zip(images.tensor_split(parts), targets.tensor_split(parts)):
             yield self.prepare.clean(some), classes
-
-    def _at_once(self) -> int:
-        """Images of a pass."""
-        return max(1, min(500, PIXELS // self.input_size**2))
 
 
 def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str = "hirescam",
@@ -127,7 +123,7 @@ def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str 
         if found != (card["arch"]["name"], card["probe"]["inputs"].shape[-1], 3, 3):
             raise ValueError(found)
     except Exception as error:  # whatever a foreign card holds under these keys
-        raise InputError(f"{path} does not describe itself ({error}): use a best.pt that this "
+        raise InputError(f"{path} does not describe itself ({reason(error)}): use a best.pt that this "
                          "version wrote") from None
     # As in training: a sixth faster on a CPU.
     model.to(memory_format=torch.channels_last)

@@ -12,15 +12,13 @@ from common.analysis.inputs import Subject, open_folder, open_subject
 from common.analysis.report import picture, text, write_page
 from common.analysis.sentences import say
 from common.config import Runtime
-from common.data.folders import SUFFIXES, read_picture
+from common.data.folders import SUFFIXES, read_picture, walk
 from common.errors import InputError, RunError
 from common.files import sha256, write_csv
-from common.plots import short
 from common.training.runtime import set_up
+from common.words import short, shorten
 
-COLUMNS = (
-    "name", "class1", "probability1", "class2", "probability2", "class3", "probability3"
-)
+COLUMNS = ("name", "class1", "probability1", "class2", "probability2", "class3", "probability3")
 SHOWN = 36  # photos in the figure and on the page; predictions.csv has all
 CLOSE = 0.5  # the second class is explained too from this share of the first's probability
 
@@ -42,7 +40,7 @@ def explain_pictures(ckpt: str, cam: str, layer: str | None, paths: Sequence[str
         raise InputError(f"--images {' '.join(paths)}: no picture there ({', '.join(SUFFIXES)})")
     print(say("{0} on {1:#picture}", subject, len(files)))
     fit = subject.card.get("fit", "pad")
-    names = {name: short(name) for name in subject.classes}
+    names = shorten(subject.classes, 18)
     table, shown = [], []
     for file in tqdm(files, "pictures", unit="picture", disable=None):
         try:
@@ -90,9 +88,7 @@ def find_pictures(paths: Sequence[str]) -> list[str]:
                 raise InputError(f"--images {path}: nothing has such a name")
             named = [path]  # said to be missing when it is its turn
         for file in named:
-            inside = sorted(glob(os.path.join(escape(file), "**"), recursive=True))
-            pictures = [name for name in inside if name.lower().endswith(SUFFIXES)]
-            found += pictures if os.path.isdir(file) else [file]
+            found += walk(file)[0] if os.path.isdir(file) else [file]
     return found
 
 

@@ -244,7 +244,7 @@ def _decode_all(paths: list[str], size: int | None, fit: str) -> tuple[ndarray, 
 
         def read(i: int) -> bool:
             picture = _decode(paths[i])
-            images[i] = _fit(picture, side, fit)
+            images[i] = fit_picture(picture, side, fit)
             return picture.shape[:2] != (side, side)
 
         done = pool.map(read, range(len(paths)))
@@ -273,7 +273,7 @@ def read_picture(path: str | Path, size: int, fit: str) -> ndarray:
         picture = _decode(path)
     if complaints:
         raise InputError(f"{path} is damaged ({complaints[0]}): remove or replace it")
-    return _fit(picture, size, fit)
+    return fit_picture(picture, size, fit)
 
 
 @contextlib.contextmanager
@@ -335,7 +335,7 @@ def _is_whole(content: bytes) -> bool:
     return content.find(b"\xff\xd9", place) >= 0
 
 
-def _fit(picture: ndarray, size: int, fit: str) -> ndarray:
+def fit_picture(picture: ndarray, size: int, fit: str) -> ndarray:
     """(3, size, size), red first, of an (H, W, 3) picture, blue first; see `read_picture`."""
     height, width, _ = picture.shape
     shortest, longest = sorted((height, width))

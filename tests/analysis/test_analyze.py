@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import train_baseline
@@ -32,7 +33,6 @@ from common.errors import InputError
 from common.files import read_checkpoint, sha256
 from common.metrics import confusion_matrix
 from common.models.build import build
-from common.plots import _save
 from conftest import ROOT, write_image
 
 TINY = replace(train_baseline.DEFAULT, model="improved_cnn", epochs=2, lr=1e-2, batch_size=25)
@@ -100,21 +100,17 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def analysed(drawn: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     """The folder of an analysis of the drawn set, and the titles of its figures."""
-    titles, save = [], _save
+    titles, save = [], Figure.savefig
 
-    def noting(figure, path):
+    def noting(figure, file, **settings):
         titles.append(figure.get_suptitle() or figure.axes[0].get_title())
-        save(figure, path)
+        save(figure, file, **settings)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("common.plots._save", noting)
-        return (
-            analyze(
-                Options(str(drawn), faithfulness=12),
-                Runtime(device="cpu", out=str(tmp_path_factory.mktemp("analysed"))),
-            ),
-            titles,
-        )
+        patch.setattr(Figure, "savefig", noting)
+        options = Options(str(drawn), faithfulness=12)
+        out = str(tmp_path_factory.mktemp("analysed"))
+        return analyze(options, Runtime(device="cpu", out=out)), titles
 
 
 def strict(path: Path) -> dict:

@@ -261,14 +261,6 @@ def test_the_page_holds_what_was_given_and_leaves_out_what_was_not(
     assert "<td>airplane</td><td>100.0&nbsp;%</td><td>–</td>" in page
 
 
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures in place of files."""
-    kept: list[Figure] = []
-    monkeypatch.setattr("common.plots._save", lambda figure, path: kept.append(figure))
-    return kept
-
-
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for axes in figure.axes for text in axes.texts]
 
