@@ -34,10 +34,10 @@ CASES = {  # figure: (what it shows, strips a row, words above each picture, wor
         "The errors with the highest loss", 5, (), "T: {true} → P: {predicted}\n"
         "{confidence:%1}, {second} {second_confidence:%1}\n{place}, loss {loss:.2f}",
     ),
-    "heat_right": ("Where it looks when it is right: image, heat map, overlay", 3, (), CAPTION),
+    "heat_right": ("Where it looks when it is right", 3, ("image", "heat", "both"), CAPTION),
     "heat_wrong": ("Where it looks when it is wrong", 2, HEADS, CAPTION),
     "heat_planes": ("Where it looks when it takes a plane for a ship", 2, HEADS, CAPTION),
-    "heat_methods": ("Two kinds of heat maps of the same images", 3, ("image", *CAMS.values()), CAPTION),
+    "heat_methods": ("Two kinds of heat maps", 3, ("image", *CAMS.values()), CAPTION),
 }
 MOST = 60  # strips in a figure
 PX = 160  # side of a picture
@@ -130,6 +130,7 @@ def _part(shown: int, classes: int) -> str:
 def faithfulness(result: Json, folder: Path) -> None:
     """Saves deletion and insertion curves of every kind of map with their 95 % intervals."""
     curves = result["faithfulness"]["curves"]
+    percents = 100 * np.array(result["faithfulness"]["shares"])
     note = say("Means over {faithfulness[images]:,} images, 95 % intervals. {heat_maps[where]}.",
                **result)
     title = f"Do the heat maps show what decides?\n{result['title']}"
@@ -140,7 +141,6 @@ def faithfulness(result: Json, folder: Path) -> None:
                 curve = curves[kind][way]
                 # Ends that are None become nan, which is not drawn.
                 mean, low, high = (np.array(curve[key], float) for key in ("mean", "low", "high"))
-                percents = np.linspace(0, 100, len(mean))
                 axes.plot(percents, mean, ".-", color=colour, label=label)
                 axes.fill_between(percents, low, high, color=colour, alpha=0.18)
             axes.set(title=f"{way}: {better} is better", xlabel="pixels changed, hottest first (%)",
@@ -167,12 +167,11 @@ def cases(result: Json, folder: Path, figure: str, images: ndarray,
         words = {**row, "place": f"index {file}" if file.isdecimal() else file}
         for key in ("true", "predicted", "second"):
             words[key] = names[row[key]]
-        if figure == "errors":
-            pictures = [enlarged(image)]
+        pictures = [enlarged(image)]
+        if figure == "heat_right":
+            pictures += [in_colours(pair[1]), overlay(image, pair[1])]
         elif heads:
-            pictures = [enlarged(image), *(overlay(image, heat) for heat in pair)]
-        else:
-            pictures = [enlarged(image), in_colours(pair[1]), overlay(image, pair[1])]
+            pictures += [overlay(image, heat) for heat in pair]
         parts.append((pictures, [say(head, **words) for head in heads], say(caption, **words)))
     note = "" if figure == "errors" else f"{result['heat_maps']['where']}.\n{HEAT_NOTE}"
     strips(parts, columns, folder / f"{figure}.png", f"{what}\n{result['title']}", note)

@@ -7,17 +7,13 @@
 Runs that differ in their seed alone share a row: mean ± standard deviation (n = seeds). *what* is
 the network and what departs from its usual recipe here, the one that most of its runs with all
 training images have; that stands below the table, as do the machines, by number. Test and val are
-top-1 in percent at the epoch that was best on val; time is that of all epochs. In a terminal the
-first two columns are wrapped until a row fits.
+top-1 in percent at the epoch that was best on val; time is that of all epochs.
 """
 import os
 import re
-import shutil
-import textwrap
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean, mode, stdev
 from typing import NamedTuple
@@ -178,26 +174,20 @@ def link(run: Run, page: Path) -> str:
     return f"[{mean([run.result['test_top1']])}]({quote(os.fsencode(target))})"
 
 
-def markdown(grid: Sequence[Sequence[str]], texts: int = 1, width: int | None = None) -> str:
+def markdown(grid: Sequence[Sequence[str]], texts: int = 1) -> str:
     """Header and rows of cells as an aligned Markdown table, numbers to the right.
 
     Args:
         texts: columns at the left that are no numbers.
-        width: columns of the terminal; the two widest texts are wrapped until a row fits.
     """
-    grid = [[cell.replace("|", "\\|") for cell in row] for row in grid]
-    widths = [max(3, *map(len, column)) for column in zip(*grid)]
-    while width and sum(widths) + 3 * len(widths) + 1 > width and max(widths[:texts]) > 10:
-        widths[widths.index(max(widths[:texts]))] -= 1
-    align = [str.ljust] * texts + [str.rjust] * (len(widths) - texts)
-    rule = ["-" * size if to is str.ljust else "-" * (size - 1) + ":"
-            for size, to in zip(widths, align)]
-    lines = []
-    for row in (grid[0], rule, *grid[1:]):
-        for cells in zip_longest(*map(textwrap.wrap, row, widths), fillvalue=""):
-            aligned = [to(cell, size) for cell, size, to in zip(cells, widths, align)]
-            lines.append(f"| {' | '.join(aligned)} |\n")
-    return "".join(lines)
+    columns = []
+    for at, cells in enumerate(zip(*grid)):
+        cells = [cell.replace("|", "\\|") for cell in cells]
+        width = max(3, *map(len, cells))
+        align, rule = (str.ljust, "-" * width) if at < texts else (str.rjust, f"{'-' * (width - 1)}:")
+        head, *rest = [align(cell, width) for cell in cells]
+        columns.append([head, rule, *rest])
+    return "".join(f"| {' | '.join(line)} |\n" for line in zip(*columns))
 
 
 def main() -> None:
@@ -218,7 +208,7 @@ def main() -> None:
         raise InputError(f"{root} holds no finished run: train first, or name another folder")
     grid, below = table(runs, root)
     said = "".join(f"- {line}\n" for line in below)
-    print(markdown(grid, 3, shutil.get_terminal_size((150, 24)).columns), said, sep="\n", end="")
+    print(markdown(grid, 3), said, sep="\n", end="")
     if page:
         grid, _ = table(runs, root, page)
         # Links are of all lengths, so nothing would stand below anything else.

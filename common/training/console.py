@@ -12,7 +12,7 @@ from common.data.splits import Splits
 from common.files import Json
 from common.plots import MAX_CLASSES
 from common.training.schedule import batch_size_for, epoch_order, lr_for
-from common.words import count, duration, percent
+from common.words import count, duration, percent, shorten
 
 SLOW = 1800  # seconds of a stage on a CPU after which shorter ways are named
 SHORTER = ("; a CPU is slow for this: --smoke shows the whole path, --train-limit N trains on fewer"
@@ -32,7 +32,7 @@ def data_lines(splits: Splits) -> list[str]:
     """Sizes, classes and images of each class, and what the source has to say."""
     parts, num_classes = (splits.train, splits.val, splits.test), len(splits.classes)
     lines = [DATA.format(splits.source, *map(len, parts), size=splits.image_size)]
-    names = splits.classes[:MAX_CLASSES]
+    names = shorten(splits.classes[:MAX_CLASSES], 40).values()
     width = max(map(len, names))
     columns = [torch.bincount(part.labels, minlength=num_classes).tolist() for part in parts]
     for name, *images in zip(names, *columns):

@@ -7,9 +7,9 @@ import numpy as np
 from numpy import ndarray
 
 from common.files import Json
-from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, mosaic, new_figure, short
+from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, mosaic, new_figure
 from common.training.run import best_row
-from common.words import percent
+from common.words import percent, short, shorten
 
 MAX_TILES = 32  # images of an augmented batch
 LOSS_NOTE = ("Train loss and accuracy are measured while training, under the recipe's augmentation,"
@@ -37,7 +37,7 @@ def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: 
     if len(shown) < len(classes):
         title += f" (first {len(shown)} of {len(classes)} classes)"
     with mosaic(path, title, tiles, tile_px=96) as axes:
-        axes.set_yticks(np.arange(len(shown)) + 0.5, map(short, shown))
+        axes.set_yticks(np.arange(len(shown)) + 0.5, [*shorten(shown, 18).values()])
 
 
 def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], path: Path,
@@ -55,9 +55,9 @@ def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], pa
     whole = np.pad(some, [(0, -len(some) % columns)] + 3 * [(0, 0)], constant_values=255)
     tiles = whole.reshape(-1, columns, *images.shape[1:])
     with mosaic(path, title, tiles, tile_px=128, below=0.2) as axes:
+        names = shorten(classes, 14)  # about as wide as a tile at this size
         for (row, column), label in zip(np.ndindex(tiles.shape[:2]), labels):
-            # About as wide as a tile at this size.
-            name = short(classes[label], 14)
+            name = names[classes[label]]
             axes.text(column + 0.5, row + 0.84, name, ha="center", va="top", fontsize=7)
 
 

@@ -3,6 +3,7 @@ copy of its best.pt that the next command finds."""
 import filecmp
 import itertools
 import os
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def claim_folder(script: str, recipe: Recipe, runtime: Runtime, splits: Splits,
             other data, or another process trains there.
     """
     first = folder = Path(runtime.out, script, runtime.run_name or recipe.name())
+    if not runtime.name_given and _is_of_a_namesake(folder, runtime, splits):
+        folder = first.with_name(f"{first.name}.{splits.identity[:4]}")
     if runtime.smoke and not (runtime.name_given or runtime.resume):
         # A trial run never stands in the way of the next one.
         numbers = itertools.count(2)
@@ -63,6 +66,16 @@ def _holds_run(folder: Path) -> bool:
     """Whether there is more than what a run leaves that ends within its first epoch."""
     # A process that is killed while it writes leaves its temporary file.
     return any(file.name not in LEFTOVERS and file.suffix != ".tmp" for file in folder.glob("*"))
+
+
+def _is_of_a_namesake(folder: Path, runtime: Runtime, splits: Splits) -> bool:
+    """Whether a folder holds a run on other images, from another place of the same name."""
+    with suppress(InputError):  # no run, or one that will be looked at closely
+        stored = read_json(folder / "recipe.json", ("runtime", "identity"))
+        there = str((stored["runtime"] or {}).get("data_dir"))
+        moved = os.path.realpath(there) != os.path.realpath(str(runtime.data_dir))
+        return moved and stored["identity"] != splits.identity
+    return False
 
 
 def _lock(folder: Path) -> None:

@@ -1,5 +1,5 @@
-"""Heat maps against closed forms, finite differences, a second formula and another library's values;
-what they leave alone; deletion and insertion curves."""
+"""Heat maps against closed forms, finite differences, a second formula and another library's
+values; what they leave alone; deletion and insertion curves."""
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -404,7 +404,7 @@ def test_the_model_comes_back_as_it_came(mixed: Toy, fault: str | None) -> None:
     [
         lambda model, images, targets: named_maps(model, 16),
         lambda model, images, targets: deletion_insertion(
-            model, images, targets, center_prior(3, 16, 16)[None], steps=2
+            model, images, targets, center_prior(3, 16, 16)[None], (0, 0.5, 1)
         ),
     ],
 )
@@ -533,25 +533,26 @@ def test_curves_of_a_model_that_looks_at_one_corner() -> None:
 
     drawn = random_maps(2, 16, 16, torch.Generator().manual_seed(3))
     maps = torch.stack([true_map, drawn, center_prior(2, 16, 16), -true_map])
-    (deletion, insertion), *others = deletion_insertion(Corner(), images, targets, maps, steps=16)
+    steps = [i / 16 for i in range(17)]
+    (deletion, insertion), *others = deletion_insertion(Corner(), images, targets, maps, steps)
     # the first sixteenth of the pixels is the corner: all evidence goes, or comes, in one step
     torch.testing.assert_close(deletion, torch.tensor([sure] + [0.5] * 16).expand(2, 17))
     torch.testing.assert_close(insertion[:, 1:], torch.full((2, 16), sure))
     assert (insertion[:, 0] < sure - 0.05).all()
-    torch.testing.assert_close(area(deletion), torch.full((2,), ((sure + 0.5) / 2 + 15 * 0.5) / 16))
-    torch.testing.assert_close(area(insertion), (insertion[:, 0] + sure) / 32 + 15 / 16 * sure)
+    torch.testing.assert_close(area(deletion, steps), torch.full((2,), ((sure + 0.5) / 2 + 15 * 0.5) / 16))
+    torch.testing.assert_close(area(insertion, steps), (insertion[:, 0] + sure) / 32 + 15 / 16 * sure)
 
     for other in others:
-        assert (area(deletion) < area(other[0])).all()
-        assert (area(insertion) > area(other[1])).all()
+        assert (area(deletion, steps) < area(other[0], steps)).all()
+        assert (area(insertion, steps) > area(other[1], steps)).all()
 
 
 def test_pixels_go_in_the_maps_order_and_ties_go_in_smooth_random_order() -> None:
     model, images = Corner(), torch.ones(2, 3, 8, 8)
     maps = torch.stack([torch.arange(64.0).view(8, 8), torch.zeros(8, 8)])
     targets = torch.zeros(2, dtype=torch.int64)
-    curves = deletion_insertion(model, images, targets, maps[None], steps=5)
-    # The whole, the blurred and the empty image, which all maps share, and four steps each way.
+    curves = deletion_insertion(model, images, targets, maps[None], (0, 0.2, 0.4, 0.6, 0.8, 1))
+    # The whole, the blurred and the empty image, which all maps share, and four shares each way.
     assert len(model.seen) == 3 + 8 and curves.shape == (1, 2, 2, 6)
     deleted = [model.seen[i][:, 0] == 0 for i in (3, 5, 7, 9)]
     assert [gone[0].sum().item() for gone in deleted] == [13, 26, 38, 51]

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from common.analysis import pictures
 from common.analysis.inputs import Subject
 from common.config import Runtime
 from common.errors import InputError, RunError
-from conftest import write_image
+from conftest import ROOT, write_image
 
 TINY = replace(
     train_baseline.DEFAULT, epochs=1, batch_size=50, synthetic=True, train_limit=100, val_size=50
@@ -82,7 +83,8 @@ def test_pictures_need_no_training_data_and_keep_their_folder(
     moved = shutil.copy(ckpt, photos.parent / "best.pt")
     assert pictures.explain_pictures(str(moved), "hirescam", None, ["photos"], HERE) == 0
     assert pictures.explain_pictures(str(moved), "hirescam", None, ["photos"], HERE) == 0
-    assert pictures.explain_pictures(str(moved), "hirescam", None, ["photos/a <b>$5.png"], HERE) == 0
+    one = ["photos/a <b>$5.png"]
+    assert pictures.explain_pictures(str(moved), "hirescam", None, one, HERE) == 0
     names = sorted(path.name for path in Path("out/analyze").iterdir())
     assert names == [names[0], f"{names[0]}-2"] and names[0].endswith("-pictures")
 
@@ -140,3 +142,27 @@ def test_no_report_is_named_where_no_picture_can_be_read(
     with pytest.raises(RunError, match="1 picture, none of which can be read: no report"):
         pictures.explain_pictures(str(ckpt), "hirescam", None, [str(file)], HERE)
     assert "report.html" not in capsys.readouterr().out and report.read_bytes() == before
+
+
+def test_the_lines_for_python_work_as_they_stand(
+    ckpt: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (ROOT / "docs/python.md").read_text(encoding="utf-8").split("```")[1]
+    code = lines.removeprefix("python\n")
+    assert len([line for line in code.splitlines() if line]) <= 10
+    shutil.copy(ckpt, "best.pt")
+    shutil.copy(photos / "sub/猫.JPG", "photo.jpg")
+    before = {path.name for path in Path().iterdir()}
+    scope: dict = {}
+    exec(code, scope)
+    network, image, heat = scope["network"], scope["image"], scope["heat"]
+    assert capsys.readouterr().out.split()[0] in " ".join(network.classes)
+    assert {path.name for path in Path().iterdir()} == {*before, "heat.png"}, "nothing else is made"
+    assert heat.shape == (32, 32) and 0 <= heat.min() <= heat.max() <= 1
+    assert cv2.imread("heat.png", cv2.IMREAD_GRAYSCALE).shape == (32, 32)
+
+    pixels = cv2.imread("photo.jpg")[:, :, ::-1]  # (H, W, 3), RGB
+    assert torch.equal(network.read(pixels), image)
+    assert torch.equal(network.read(Path("photo.jpg")), image)
+    wide = network.read(np.full((10, 40, 3), (200, 100, 0), np.uint8))
+    assert wide[0, :, 16, 16].tolist() == [200, 100, 0] and not wide[0, :, 0].any(), "padded"

@@ -96,8 +96,7 @@ def result() -> dict[str, Any]:
         },
         "faithfulness": {
             "images": 500,
-            "steps": 10,
-            "fraction": [0, 1],
+            "shares": [0, 1],
             "curves": {kind: {"deletion": band, "insertion": band} for kind in figures.KINDS},
             "differences": {"all": by(BETTER, SAME), "bird": by(BETTER, BETTER)},
         },

@@ -146,19 +146,6 @@ def test_no_finished_run_is_one_line(tmp_path, run_script):
                                "another folder\n")
 
 
-def test_rows_fit_the_terminal_and_lose_nothing(tmp_path, run_script):
-    odd = replace(B2, flip=False, rotation=7.5, jitter=0.7, random_erasing=0.0, patience=3)
-    write_run(tmp_path / "runs/train_effnet/a-run-with-a-rather-long-name-of-its-own", odd, 0.9)
-    write_run(tmp_path / "runs/train_effnet/usual", B2, 0.9)
-    write_run(tmp_path / "runs/train_effnet/usual2", replace(B2, seed=2, epochs=9), 0.8)
-    for columns in (100, 300):
-        done = run_script(*COMMAND, COLUMNS=str(columns))
-        lines = [line for line in done.stdout.splitlines() if line.startswith("|")]
-        assert len({len(line) for line in lines}) == 1 and len(lines[0]) <= columns
-        what = " ".join(line.split("|")[2].strip() for line in lines[2:])
-        assert "×2, patience 3, no flip, rotation 7.5, jitter 0.7, no random erasing" in what
-
-
 def test_a_page_links_each_seed_to_its_file(tmp_path, run_script):
     for seed, test in enumerate((0.73, 0.74)):
         recipe = replace(train_baseline.DEFAULT, seed=seed)

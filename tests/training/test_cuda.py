@@ -16,7 +16,7 @@ from drawn import AUGMENTED, PLAIN, do, drawn_splits, make_run, make_step, new_m
 from torch import nn
 
 from common import toolchain
-from common.config import Recipe, Runtime, Stage
+from common.config import Runtime, Stage
 from common.data.augment import Preprocess
 from common.errors import RunError
 from common.models.build import freeze_backbone

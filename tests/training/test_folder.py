@@ -65,6 +65,21 @@ def test_resume_names_what_changed(tmp_path):
                   run_name="a")
 
 
+def test_two_data_folders_of_one_name_are_two_runs(tmp_path):
+    """Other images at the same place are no other run: they are refused as changed data."""
+    name = "simple_cnn-photos-seed0"
+    here, there = (str(tmp_path / place / "photos") for place in ("here", "there"))
+    first = claim(tmp_path, run_name=name, data_dir=here)
+    (first / "history.csv").write_text("")
+    others = replace(drawn_splits(), identity="beefcafe")
+    second = claim(tmp_path, splits=others, run_name=name, data_dir=there)
+    assert second.name == f"{name}.beef"
+    assert claim(tmp_path, splits=others, run_name=name, data_dir=there, resume=True) == second
+    assert claim(tmp_path, run_name=name, data_dir=there, resume=True) == first, "it has moved"
+    with pytest.raises(InputError, match="images are not those it was trained on"):
+        claim(tmp_path, splits=others, run_name=name, data_dir=here, resume=True)
+
+
 @pytest.mark.parametrize("length", [{"epochs": 9}, {"head_epochs": 3}, {"epochs": 1}])
 def test_resume_with_another_length_says_how_to_train_longer(length, tmp_path):
     folder = claim(tmp_path, run_name="a")
