@@ -2,8 +2,9 @@
 
 A step of a small network is hundreds of kernels, each of a few microseconds; at a batch of 125
 images their number bounds the speed. Nothing here has to be read to understand the training: each
-device names the plain line that it stands for, and the launches that it saves in one step of
-EfficientNet-B2 in bf16.
+device names the plain PyTorch that it stands for, and the launches that this would add to a step in
+bf16 (torch 2.14), which has 1,399 with EfficientNet-B2 at 64 px, 492 with SE-ResNet18, 130 with
+ImprovedCNN and 72 with SimpleCNN.
 """
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """Name → low-precision copy of each trainable weight that autocast would cast.
 
-    Plain: nothing; autocast casts the weights of a step and their gradients one by one.
+    Plain: no weights given, so that autocast casts them and their gradients one by one; 324
+    launches more with B2, 106 with SE-ResNet18, 18 with the small networks.
     """
     weights = {}
     for name, layer in model.named_modules():
@@ -56,8 +58,8 @@ class CastTogether(torch.autograd.Function):
 def counted_at_once(model: nn.Module) -> Iterator[None]:
     """BatchNorm layers that train count their batches in one launch at the end, not in one each.
 
-    Plain: nothing. No layer reads the counts; they are kept because published state dicts have
-    them.
+    Plain: nothing; 68 launches more with B2, 19 with SE-ResNet18. No layer reads the counts; they
+    are kept because published state dicts have them.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     counts = [norm.num_batches_tracked for norm in norms]
@@ -77,8 +79,8 @@ def training_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0,
     """Mean cross-entropy against smoothed labels (Szegedy et al. 2016, arXiv:1512.00567), ().
 
     Plain, without `pasted`:
-    `F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)`, whose
-    smoothing takes two dozen launches where this takes eight.
+    `F.cross_entropy(logits, labels, class_weights, label_smoothing=label_smoothing)`; 15 launches
+    more where labels are smoothed, 4 fewer where they are not.
 
     Args:
         logits: (N, K), any floating dtype.
@@ -105,7 +107,8 @@ class WithSpatialMean(torch.autograd.Function):
     """x (N, C, H, W) itself and its mean over height and width (N, C); plain: `x, x.mean((2, 3))`.
 
     The mean's gradient is the same for every pixel. Here, where it meets the gradient of the other
-    use of x, it is added to that; `x.mean` would fill a map as large as x, and autograd add it.
+    use of x, it is added to that; `x.mean` divides it first: 23 launches more with B2, 8 with
+    SE-ResNet18.
     """
 
     @staticmethod
@@ -123,7 +126,7 @@ def drop_connect_masks(x: Tensor, blocks: int, rate: float) -> Tensor:
 
     Stochastic depth (Huang et al. 2016, arXiv:1603.09382): a mask is 0 for images that leave the
     block out, and else what keeps the mean at 1. From block to block the chance to be left out
-    rises, from 0 to nearly `rate`. Plain: each block draws its own.
+    rises, from 0 to nearly `rate`. Plain: each block draws its own; 81 launches more with B2.
 
     Args:
         x: (N, C, H, W), what the first block sees.

@@ -19,7 +19,9 @@ LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
 LITE2_CHANNELS = 1280  # of the head's convolution; B2 has 1,408
 # Of B2: the second blocks of its first and its last stage, where Lite2 has only one.
 INSERTED_BLOCKS = (1, 22)
-# Bias of a transplanted gate: sigmoid(2) = 0.88 is open, yet steep enough to learn.
+# Bias of a transplanted gate. Any constant computes the same, since the projection is divided by
+# it; what differs is how the gate learns: sigmoid(2) = 0.88 is open, yet has two fifths of the
+# steepest slope, sigmoid(5) = 0.99 would have a fortieth.
 OPEN_GATE = 2.0
 State = Mapping[str, Tensor]
 
@@ -139,12 +141,15 @@ def transplant(state: State, model: EfficientNet) -> None:
     opening = torch.sigmoid(torch.tensor(OPEN_GATE))
     for block in model._blocks:
         # With weight 0 the gate does not look at its input: it is sigmoid(bias) for every image.
+        # The layer before it then has no gradient, but the weight itself has one, as its input is
+        # not 0: it leaves 0 in the first step, and from the second on both layers learn.
         nn.init.zeros_(block._se_expand.weight)
         nn.init.constant_(block._se_expand.bias, OPEN_GATE)
         if block in kept:
             # The gate scales what the projection reads: both together are Lite2's projection.
             block._project_conv.weight /= opening
         else:
+            # Likewise: the branch has no gradient until this weight, which has one, leaves 0.
             nn.init.zeros_(block._bn2.weight)
 
 

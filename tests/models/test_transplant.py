@@ -27,8 +27,7 @@ def lite2_network() -> EfficientNet:
     stages = [(1, 3, 1, 1, 32, 16), (3, 3, 2, 6, 16, 24), (3, 5, 2, 6, 24, 48),
               (4, 3, 2, 6, 48, 88), (4, 5, 1, 6, 88, 120), (5, 5, 2, 6, 120, 208),
               (1, 3, 1, 6, 208, 352)]
-    blocks = [BlockArgs(repeats, kernel, stride, expansion, before, after, None, True)
-              for repeats, kernel, stride, expansion, before, after in stages]
+    blocks = [BlockArgs(*stage, se_ratio=None, id_skip=True) for stage in stages]
     settings = GlobalParams(
         width_coefficient=1.0, depth_coefficient=1.0, image_size=260, dropout_rate=0.3,
         num_classes=1000, batch_norm_momentum=0.99, batch_norm_epsilon=1e-3,
@@ -40,16 +39,20 @@ def lite2_network() -> EfficientNet:
     return network.eval()
 
 
+def batch_norms(model):
+    """The BatchNorm layers of a model."""
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
 def random_lite2() -> dict[str, torch.Tensor]:
     """A Lite2 state dict of random weights and statistics, so that the test needs no package."""
     network = lite2_network()
     generator = torch.Generator().manual_seed(0)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.weight.data.uniform_(0.5, 1.5, generator=generator)
-            module.bias.data.uniform_(-0.5, 0.5, generator=generator)
-            module.running_mean.uniform_(-0.1, 0.1, generator=generator)
-            module.running_var.uniform_(0.2, 1, generator=generator)
+    for norm in batch_norms(network):
+        norm.weight.data.uniform_(0.5, 1.5, generator=generator)
+        norm.bias.data.uniform_(-0.5, 0.5, generator=generator)
+        norm.running_mean.uniform_(-0.1, 0.1, generator=generator)
+        norm.running_var.uniform_(0.2, 1, generator=generator)
     return network.state_dict()
 
 
@@ -85,6 +88,18 @@ def fake_package(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
     return package / "models" / "lite2.pth"
+
+
+def test_what_begins_without_effect_learns():
+    """The weights at 0 have a gradient from the first step on, the layers before them do not."""
+    b2 = build("efficientnet_b2").train()
+    transplant(random_lite2(), b2)
+    b2(torch.randn(8, 3, 32, 32)).square().sum().backward()
+    inserted, gated = b2._blocks[1], b2._blocks[2]
+    for zero in (inserted._bn2.weight, gated._se_expand.weight):
+        assert zero.eq(0).all() and zero.grad.any()
+    for before in (inserted._project_conv.weight, gated._se_reduce.weight):
+        assert before.any() and not before.grad.any()
 
 
 def test_lite2_is_found_in_the_package_without_importing_it(tmp_path, monkeypatch):
@@ -144,9 +159,10 @@ def test_retaken_statistics_are_the_average_over_the_batches_and_nothing_else_ch
     model = build("se_resnet18", dropout=0.5).train()
     model.layer2.eval()
     model.bn1.momentum = 0.7
-    twin = copy.deepcopy(model).train()
+    twin = copy.deepcopy(model)
     modes = [module.training for module in model.modules()]
-    momenta = [m.momentum for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms = batch_norms(model)
+    momenta = [norm.momentum for norm in norms]
     batches = torch.randn(3, 6, 3, 16, 16).unbind()
     random_state = torch.get_rng_state()
 
@@ -154,22 +170,16 @@ def test_retaken_statistics_are_the_average_over_the_batches_and_nothing_else_ch
 
     assert torch.equal(torch.get_rng_state(), random_state)
     assert [module.training for module in model.modules()] == modes
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert [norm.momentum for norm in norms] == momenta
     for a, b in zip(model.parameters(), twin.parameters()):
         assert torch.equal(a, b)
-
-    seen: dict[nn.Module, list[torch.Tensor]] = {}
-    for module in twin.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            seen[module] = []
-            module.register_forward_hook(
-                lambda norm, inputs, _: seen[norm].append(inputs[0].transpose(0, 1).flatten(1)))
-    with torch.no_grad():
-        for images in batches:
-            twin(images)
-    for norm, maps in zip(norms, seen.values()):
-        mean = torch.stack([values.mean(1) for values in maps]).mean(0)
-        variance = torch.stack([values.var(1) for values in maps]).mean(0)
-        torch.testing.assert_close(norm.running_mean, mean, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(norm.running_var, variance, rtol=1e-4, atol=1e-5)
+    # With momentum 1 the running statistics are those of the last batch.
+    found = []
+    for norm in batch_norms(twin.eval()):
+        norm.train().momentum = 1.0
+    for images in batches:
+        twin(images)
+        found.append([stat.clone() for stat in twin.buffers() if stat.ndim])  # not the counters
+    expected = [torch.stack(stats).mean(0) for stats in zip(*found)]
+    ours = [stat for stat in model.buffers() if stat.ndim]
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
