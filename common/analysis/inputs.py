@@ -123,8 +123,8 @@ def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str 
         if found != (card["arch"]["name"], card["probe"]["inputs"].shape[-1], 3, 3):
             raise ValueError(found)
     except Exception as error:  # whatever a foreign card holds under these keys
-        raise InputError(f"{path} does not describe itself ({reason(error)}): use a best.pt that this "
-                         "version wrote") from None
+        raise InputError(f"{path} does not describe itself ({reason(error)}): use a best.pt that "
+                         "this version wrote") from None
     # As in training: a sixth faster on a CPU.
     model.to(memory_format=torch.channels_last)
     maps = named_maps(model, size)

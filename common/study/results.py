@@ -184,7 +184,9 @@ def markdown(grid: Sequence[Sequence[str]], texts: int = 1) -> str:
     for at, cells in enumerate(zip(*grid)):
         cells = [cell.replace("|", "\\|") for cell in cells]
         width = max(3, *map(len, cells))
-        align, rule = (str.ljust, "-" * width) if at < texts else (str.rjust, f"{'-' * (width - 1)}:")
+        align, rule = str.ljust, "-" * width
+        if at >= texts:
+            align, rule = str.rjust, rule[1:] + ":"
         head, *rest = [align(cell, width) for cell in cells]
         columns.append([head, rule, *rest])
     return "".join(f"| {' | '.join(line)} |\n" for line in zip(*columns))

@@ -323,7 +323,7 @@ def test_cases_name_classes_and_files(
     maps = np.zeros((1, 4, 4), np.float32)
     drawn(result, "errors", [case()], maps, tmp_path)
     assert texts(kept[0]) == [
-        "T: airplane → P: ship\n97.0 %, a very long… 2.0 %\nindex 1234, loss 5.68"
+        "T: airplane → P: ship\n97.0 %, a very… name 2.0 %\nindex 1234, loss 5.68"
     ]
     drawn(result, "heat_wrong", [case(name="test/airplane/photo.jpg")], maps, tmp_path)
     assert texts(kept[1]) == [
