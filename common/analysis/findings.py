@@ -36,8 +36,8 @@ def findings(result: Json) -> list[str]:
 def _accuracy(result: Json) -> str:
     """How many images are named rightly; balanced accuracy too where classes are uneven."""
     drawn = "synthetic " if result["synthetic"] else ""
-    words = say("Accuracy {top1:%1} ({interval_95[0]:%1} to {interval_95[1]:%1}) on "
-                "{images:#{drawn}{split} image}.", drawn=drawn, **result)
+    words = say("Accuracy {top1:%1} ({interval_95:~}) on {images:#{drawn}{split} image}.",
+                drawn=drawn, **result)
     sizes = [row["support"] for row in result["per_class"]]
     if max(sizes) > 1.5 * min(sizes):
         words += say(" Classes are uneven: balanced accuracy is {balanced_top1:%1}.", **result)
@@ -79,7 +79,7 @@ def _faithful(result: Json) -> str:
     shows = sum(_sides(by["chance"])) > 0
     opening = "point at what decides" if shows else "are not shown to point at what decides"
     judged = [f"{JUDGED[sum(_sides(by[key]))]} {name}" for key, name in OTHERS.items() if key in by]
-    return say("Its heat maps ({name}) {opening}: {judged} ({images:#image}; {areas}).",
+    return say("Its heat maps ({name}) {opening}: {judged} ({images:#image}; areas {areas}).",
                name=CAMS[cam], opening=opening, judged=", ".join(judged), areas=_areas(by), **test)
 
 
@@ -98,7 +98,7 @@ def _sides(by: Json) -> tuple[int, int]:
 
 def _areas(by: Json) -> str:
     """Differences of areas to each other map with their intervals."""
-    line = "areas against {name}: deletion {deletion:±}, insertion {insertion:±}"
+    line = "against {name} deletion {deletion:±}, insertion {insertion:±}"
     return "; ".join(say(line, name=name, **by[key]) for key, name in OTHERS.items() if key in by)
 
 
@@ -124,7 +124,7 @@ def _vehicles(result: Json) -> Claim:
     worse = min(rows, key=lambda row: row["recall"])
     low, high = worse["recall_interval_95"]
     verdict = _verdict(_side({"low": low, "high": high}, 0.97))
-    numbers = say("The lower of the two: {0} ({1:%1} to {2:%1}).", _recalls([worse]), low, high)
+    numbers = say("The lower of the two: {0} ({1:~}).", _recalls([worse]), (low, high))
     return "Automobiles and trucks are recognised above 97 %", verdict, numbers
 
 
@@ -144,7 +144,7 @@ def _birds(result: Json) -> Claim:
     """A bird's heat on its body, tested by what removing it does."""
     by = result["faithfulness"]["differences"]["bird"]
     numbers = say("Tested, since CIFAR-10 has no outlines, by what removing and adding a bird's "
-                  "heat does, against chance and the centre ({n:#bird}; {areas}).",
+                  "heat does, against chance and the centre ({n:#bird}; areas {areas}).",
                   areas=_areas(by), **by["chance"]["deletion"])
     verdict = _verdict(*_sides(by["chance"]), *_sides(by["centre"]))
     return "A bird's heat lies on what decides, its body, not on branches", verdict, numbers
@@ -153,8 +153,9 @@ def _birds(result: Json) -> Claim:
 def _planes(result: Json) -> Claim:
     """A plane taken for a ship because of the lower half of the image."""
     below = result["planes_as_ships"]["heat_below"]["predicted"]
-    numbers = say("{mean:%1} of the heat for ship lies there ({low:%1} to {high:%1}; {n:#plane}); "
-                  "colour itself was not tested.", **below)
+    ends = below["low"], below["high"]
+    numbers = say("{mean:%1} of the heat for ship lies there ({0:~}; {n:#plane}); colour itself "
+                  "was not tested.", ends, **below)
     claim = "A plane is taken for a ship because of the (blue) lower half of the image"
     return claim, _verdict(_side(below, 0.5)), numbers
 

@@ -60,7 +60,8 @@ def write(folder: Path) -> Path:
         rows=_each(CLASS, best_and_worst(result["per_class"])),
         figures=defaultdict(str, figures),
     )
-    title = f"{result['checkpoint']['run']}: what it gets wrong, how sure it is, where it looks"
+    run = result["checkpoint"]["run"]
+    title = f"{run}: what it gets wrong, how confident it is, where it looks"
     return write_page(folder / "report.html", title, EMPTY.sub("", body))
 
 

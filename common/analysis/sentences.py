@@ -9,8 +9,8 @@ class Sentence(string.Formatter):
     """Fills `{loss:.2f}` and the like, and what Python has no format for.
 
     `{x:%}` is a percentage, `{x:%1}` one with a single decimal, `{x:#image}` a number of images,
-    `{x:±}` a mean and the ends of its interval, `{x:±%}` the same in percentage points; a dash
-    stands for None.
+    `{x:~}` the two ends of an interval in percent, `{x:±}` a mean and the ends of its interval,
+    `{x:±%}` the same in percentage points; a dash stands for None.
     """
 
     def format_field(self, value: Any, spec: str) -> str:
@@ -20,6 +20,8 @@ class Sentence(string.Formatter):
                 return percent(value, int(rest or 2))
             case "#":
                 return count(value, rest)
+            case "~":
+                return " to ".join(percent(end, 1).removesuffix(" %") for end in value)
             case "±":
                 digits, scale = (2, 100) if rest else (3, 1)
                 ends = [value["mean"], value["low"], value["high"]]

@@ -110,16 +110,16 @@ def test_findings_are_plain_sentences_with_the_statistics_in_brackets(
     result: dict[str, Any],
 ) -> None:
     assert findings(result) == [
-        "Accuracy 98.1 % (97.8 % to 98.4 %) on 10,000 test images.",
+        "Accuracy 98.1 % (97.8 to 98.4) on 10,000 test images.",
         "Found best: airplane 100.0 %, automobile 100.0 %; least often: cat 90.0 %, dog 95.0 %.",
         "Most confused: cat and dog (150), bird and deer (40).",
         "It is more confident than accurate (mean confidence 99.0 %, "
         "minus accuracy +1.00 (+0.50 to +1.50) points; calibration error 1.0 %).",
         "Its heat maps (HiResCAM) point at what decides: better than chance, "
         "no better than the image's centre (500 images; "
-        "areas against chance: deletion −0.150 (−0.200 to −0.100), "
+        "areas against chance deletion −0.150 (−0.200 to −0.100), "
         "insertion +0.150 (+0.100 to +0.200); "
-        "areas against the image's centre: deletion +0.000 (−0.100 to +0.100), "
+        "against the image's centre deletion +0.000 (−0.100 to +0.100), "
         "insertion +0.050 (−0.100 to +0.200)).",
     ]
 
@@ -128,7 +128,7 @@ def test_the_heat_maps_are_named_and_compared_with_the_others(result: dict[str, 
     result["faithfulness"]["differences"]["all"]["gradcam"] = by(BETTER, SAME)["chance"]
     words = findings(result)[4]
     assert "no better than the image's centre, better than Grad-CAM (" in words
-    assert words.endswith("; areas against Grad-CAM: deletion −0.150 (−0.200 to −0.100), "
+    assert words.endswith("; against Grad-CAM deletion −0.150 (−0.200 to −0.100), "
                           "insertion +0.150 (+0.100 to +0.200)).")
     result["heat_maps"]["cam"] = "gradcam"
     assert findings(result)[4].startswith("Its heat maps (Grad-CAM) point")
