@@ -76,7 +76,8 @@ def _unpack(content: Json, name: str, file_name: str) -> tuple[State, str, tuple
         kind = content["arch"].get("name")
         if kind != name:
             raise ValueError(f"it holds {kind}")
-        origin = f"weights of an own run on {content['source']}"
+        run = content.get("run", "an own run")  # older ones do not know their name
+        origin = f"weights of {run} on {content['source']}"
         return content["weights"], origin, tuple(content["classes"])
     if NETWORKS[name].weights_url.endswith(f"/{file_name}"):
         return content, "published ImageNet weights", ()

@@ -97,11 +97,17 @@ def test_the_head_is_kept_for_the_same_classes_alone(tmp_path, classes, kept):
     write_checkpoint(tmp_path / "best.pt", content)
     model = build("improved_cnn")
     origin, line = load_weights(model, "improved_cnn", str(tmp_path / "best.pt"), classes=classes)
-    assert origin == "weights of an own run on synthetic"
+    assert origin == "weights of an own run on synthetic", "it is too old to know its name"
     assert torch.equal(model.head.weight, content["weights"]["head.weight"]) == kept
     assert torch.equal(model.head.bias, content["weights"]["head.bias"]) == kept
     assert line.endswith("on synthetic)" if kept else "on synthetic; fresh: head)")
     assert torch.equal(model.hidden.weight, content["weights"]["hidden.weight"])
+
+
+def test_weights_of_a_run_are_called_by_its_name(tmp_path):
+    write_checkpoint(tmp_path / "best.pt", old_checkpoint() | {"run": "drawn-seed3"})
+    origin, _ = load_weights(build("improved_cnn"), "improved_cnn", str(tmp_path / "best.pt"))
+    assert origin == "weights of drawn-seed3 on synthetic"
 
 
 def without(key):
