@@ -363,10 +363,10 @@ def test_bad_choices_are_exit_2(run_script, flags, said):
 
 @pytest.mark.slow
 def test_killed_after_an_arm_and_started_again_equals_uninterrupted(tmp_path):
-    """Three arms of the smoke study on a few images: kill -9 in the second, start again, and
-    the accuracies are the same."""
+    """Two arms of the smoke study on a few images: kill -9 in the second, start again, and the
+    accuracies are the same."""
     tiny = ("--train-limit", "20", "--val-size", "20", "--epochs", "1", "--deterministic")
-    flags = ("--arms", *ARMS[1:3], "--smoke", *tiny, "--name", "s")
+    flags = ("--arms", "EfficientNetB2_NoResize", "--smoke", *tiny, "--name", "s")
 
     def command(folder):
         folder.mkdir(exist_ok=True)
@@ -378,7 +378,7 @@ def test_killed_after_an_arm_and_started_again_equals_uninterrupted(tmp_path):
     assert whole.returncode == 0
     process = subprocess.Popen(**command(tmp_path / "parts"))
     for line in process.stdout:
-        if line.startswith("[2/3]"):
+        if line.startswith("[2/2]"):
             break
     time.sleep(1)
     process.kill()
@@ -387,7 +387,7 @@ def test_killed_after_an_arm_and_started_again_equals_uninterrupted(tmp_path):
     assert again.returncode == 0 and again.stdout.count("is finished: nothing to do") >= 1
     paths = [tmp_path / name / "runs/ablation/s/ablation.json" for name in ("whole", "parts")]
     one, other = (json.loads(path.read_text()) for path in paths)
-    assert len(one["rows"]) == 3 and one["gaps"] == {} == other["gaps"]
+    assert len(one["rows"]) == 2 and one["gaps"] == {} == other["gaps"]
     for a, b in zip(one["rows"], other["rows"], strict=True):
         for key in ("arm", "top1_by_seed", "delta", "train_memory_mb"):
             assert a[key] == b[key], key
