@@ -50,6 +50,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from common.analysis.findings import findings, is_first_study
     from common.analysis.inputs import CAMS, open_folder, open_splits, open_subject, pick_split
     from common.data.splits import CLASSES
+    from common.data.synthetic import SHAPES
     from common.files import sha256, write_json
     from common.training.console import next_line
     from common.training.runtime import environment, set_up
@@ -96,7 +97,9 @@ def analyze(options: Options, runtime: Runtime) -> Path:
                                 (subject.cam, *CONTROLS))
         result["faithfulness"]["differences"]["bird"] = of_birds["differences"]
     if subject.recipe.synthetic:
-        result["on_shape"] = heat_on_shapes(subject, split, options.split, preds, tested)
+        shapes = [i for i in tested if split.labels[i] < SHAPES]
+        if shapes:
+            result["on_shape"] = heat_on_shapes(subject, split, options.split, preds, shapes)
     maps = {}
     for figure, some in shown.items():
         images, likeliest = split.images[some], preds[some]

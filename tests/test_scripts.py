@@ -23,7 +23,7 @@ SCRIPTS = ("train_baseline.py", "train_improved.py", "train_effnet.py", "ablatio
 STRAIGHT = ("train_improved.py", *TINY, "--epochs", "4", "--name", "a", "--deterministic")
 STRAIGHT_FOLDER = Path("runs", "train_improved", "a")
 FILES = {"recipe.json", "history.csv", "result.json", "test_predictions.csv", "best.pt", "last.pt",
-         "curves.png", "cifar10_sample_images.png", "augmented_batch.png"}
+         "curves.png", "sample_images.png", "augmented_batch.png"}
 EPOCH_LINE = (r"^Epoch 3/4 \| Train Loss: \d\.\d{4} Acc: \d+\.\d\d% \| "
               r"Val Loss: \d\.\d{4} Acc: \d+\.\d\d% \| "
               r"LR \d\.\de-\d\d \| [\d.]+s [\d,]+ img/s$")
@@ -94,13 +94,13 @@ def test_a_run_leaves_what_it_promises(straight):
 
 def test_what_a_run_says(straight):
     said = straight[1].stdout
-    assert said.count("test: ") == 1 and "synthetic" in said
+    assert said.count("test accuracy") == 1 and "synthetic" in said
     assert "ImprovedCNN: 1,147,914 parameters" in said
     assert re.search(EPOCH_LINE, said, re.MULTILINE)
     assert "\r" not in said + straight[1].stderr, "no progress bar in a log file"
     copied, following = said.splitlines()[-2:]
     assert copied == f"{STRAIGHT_FOLDER / 'best.pt'} -> best.pt"
-    assert following == "next: python analyze.py --ckpt best.pt"
+    assert following == f"next: python {ROOT / 'analyze.py'} --ckpt best.pt"
 
 
 def test_each_test_image_has_its_prediction(straight):
@@ -133,7 +133,8 @@ def test_the_page_on_own_pictures_leads_from_photos_to_a_prediction(tmp_path):
 
     analysed = run(tmp_path, "analyze.py", "--ckpt", "best.pt")
     assert analysed.returncode == 0, analysed.stderr
-    assert analysed.stdout.endswith("next: python analyze.py --ckpt best.pt --images PICTURE\n")
+    following = f"next: python {ROOT / 'analyze.py'} --ckpt best.pt --images PICTURE\n"
+    assert analysed.stdout.endswith(following)
     shown = run(tmp_path, "analyze.py", "--ckpt", "best.pt", "--images", "photos/disc/0.jpg")
     assert shown.returncode == 0 and "0.jpg: disc " in shown.stdout
 

@@ -84,22 +84,20 @@ def heat_on_shapes(subject: Subject, split: Split, name: str, preds: Tensor,
 
     Args:
         split: the drawn set's `name`, "test" or "val"; preds (N,): the predicted classes.
-        some: positions of images to look at; textures among them, which are everywhere, are left
-            out.
+        some: positions of shapes, at least one; textures are everywhere.
 
     Returns:
         intervals of `heat` and `area`, fractions, and of their difference, `gain`.
     """
-    some = [i for i in some if split.labels[i] < synthetic.SHAPES]
     maps = subject.heat(split.images[some], preds[some])
     pool = synthetic.POOLS["test" if name == "test" else "train"]
-    drawn = torch.from_numpy(synthetic.places(*pool)[split.index[some].cpu()])
+    drawn = torch.from_numpy(synthetic.places(*pool)[split.index[some].tolist()])
     # Whole pixels at the network's input, as the maps are.
     places = F.interpolate(drawn[:, None].float(), maps.shape[1:])[:, 0]
-    heat, area = _heat_inside(maps, places), places.mean((1, 2))
+    heat, covered = _heat_inside(maps, places), places.mean((1, 2))
     found = heat.isfinite()
-    return {"heat": interval(heat[found]), "area": interval(area[found]),
-            "gain": interval((heat - area)[found])}
+    return {"heat": interval(heat[found]), "area": interval(covered[found]),
+            "gain": interval((heat - covered)[found])}
 
 
 def _heat_inside(maps: Tensor, places: Tensor) -> Tensor:

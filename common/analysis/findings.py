@@ -28,7 +28,7 @@ def findings(result: Json) -> list[str]:
     if result["errors"]:
         words += [*_classes(result), _confusions(result)]
     words += [_confidence(result["calibration"]), _faithful(result)]
-    if result.get("on_shape"):
+    if "on_shape" in result:
         words.append(_on_shape(result["on_shape"]))
     return words
 

@@ -214,6 +214,7 @@ def test_the_report_stands_alone_and_shows_the_numbers_of_analysis_json(
     ):
         assert shown in page
     assert "Synthetic: these images are drawn" in page and "It closed with" not in page
+    assert result["on_shape"]["area"]["n"] > 0 and "On drawn shapes lies" in page
 
 
 @pytest.fixture
@@ -400,17 +401,20 @@ def test_heat_on_shapes_is_counted_where_they_were_drawn() -> None:
     pool = synthetic.POOLS["test"]
     (drawn, labels), places = synthetic.draw(*pool), synthetic.places(*pool)
     split = as_split(drawn, labels, [str(i) for i in range(len(labels))]).to("cpu")
-    some = list(range(60))
-    shapes = [i for i in some if labels[i] < synthetic.SHAPES]
+    shapes = [i for i in range(60) if labels[i] < synthetic.SHAPES]
     one, shown = subject(nn.Identity(), 32), torch.from_numpy(places[shapes]).float()
     outside = 1 - shown.mean((1, 2))
     for heat, gain in ((shown, outside), (torch.ones_like(shown), 0 * outside)):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(inputs.Subject, "heat", lambda *_, heat=heat: heat)
-            found = heat_on_shapes(one, split, "test", torch.from_numpy(labels), some)
+            found = heat_on_shapes(one, split, "test", torch.from_numpy(labels), shapes)
         assert found["heat"]["n"] == len(shapes)
         assert found["area"]["mean"] == pytest.approx(shown.mean().item())
         assert found["gain"]["mean"] == pytest.approx(gain.mean().item(), abs=1e-6)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(inputs.Subject, "heat", lambda *_, heat=heat: heat[:1])
+            alone = heat_on_shapes(one, split, "test", torch.from_numpy(labels), shapes[:1])
+        assert alone["gain"]["mean"] == pytest.approx(gain[0].item(), abs=1e-6)
 
 
 def test_uneven_classes_and_one_never_predicted() -> None:
