@@ -55,7 +55,7 @@ def main() -> None:
                        fontweight="bold")
         chart.plot([], [], "o", color=VAL, markersize=12, label="this study")
         chart.plot([], [], "D", color="white", markeredgecolor="black", markersize=9,
-                   label="the first study")
+                   label="the first study (SimpleCNN, SE-ResNet18: val)")
         chart.set_yticks(range(len(STEPS)), [name for name, *_ in STEPS], fontsize=11)
         chart.set(xlim=(70, 100), ylim=(len(STEPS) - 0.5, -0.5))
         chart.tick_params(axis="x", labelsize=11)
