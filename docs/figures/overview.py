@@ -57,7 +57,7 @@ def main() -> None:
         chart.plot([], [], "D", color="white", markeredgecolor="black", markersize=9,
                    label="the first study (SimpleCNN, SE-ResNet18: val)")
         chart.set_yticks(range(len(STEPS)), [name for name, *_ in STEPS], fontsize=11)
-        chart.set(xlim=(70, 100), ylim=(len(STEPS) - 0.5, -0.5))
+        chart.set(xlim=(70, 100), ylim=(len(STEPS) + 0.7, -0.5))
         chart.tick_params(axis="x", labelsize=11)
         chart.set_title("CIFAR-10: test accuracy (%) of each step", fontsize=14,
                         fontweight="bold", x=0.22)
