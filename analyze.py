@@ -102,12 +102,12 @@ def analyze(options: Options, runtime: Runtime) -> Path:
             result["on_shape"] = heat_on_shapes(subject, split, options.split, preds, shapes)
     maps = {}
     for figure, some in shown.items():
-        images, likeliest = split.images[some], preds[some]
+        asked = [(split.labels[some], subject.cam), (preds[some], subject.cam)]
         if figure == "heat_methods":
-            maps[figure] = [subject.heat(images, likeliest, cam) for cam in CAMS]
-        else:
-            classes = split.labels[some], likeliest
-            maps[figure] = [subject.heat(images, targets) for targets in classes]
+            asked = [(preds[some], cam) for cam in CAMS]
+        elif figure == "errors":
+            asked = []
+        maps[figure] = [subject.heat(split.images[some], *one) for one in asked]
     below = heat_below(maps["heat_planes"][1])
 
     # Numbers, figures, report.

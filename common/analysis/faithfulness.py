@@ -136,7 +136,9 @@ def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Ten
     ties = random_maps(n, height, width, torch.Generator().manual_seed(0))
     heat = (maps.double().cpu() + 1e-9 * ties).flatten(2)
     order = heat.argsort(dim=2, descending=True, stable=True)
-    ranks = order.argsort(2).view(-1, n, 1, height, width).to(images.device)  # 0 goes first
+    places = torch.arange(height * width).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(2, order, places)  # 0 goes first
+    ranks = ranks.view(-1, n, 1, height, width).to(images.device)
 
     radius = min(height, width) // 4
     blurred = gaussian_blur(images, [2 * radius + 1, 1], radius / 2)

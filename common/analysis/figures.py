@@ -158,7 +158,7 @@ def cases(result: Json, folder: Path, figure: str, images: ndarray,
     Args:
         images: (N, 3, H, W) uint8.
         maps: (N, h, w) in [0, 1] each: the evidence for the true and for the predicted class; of
-            "heat_methods" those of each of CAMS for the predicted class.
+            "heat_methods" those of each of CAMS for the predicted class, of "errors" none.
     """
     what, columns, heads, caption = CASES[figure]
     names = shorten(result["classes"], 12)
