@@ -16,8 +16,8 @@ from common.files import Json
 from common.models.build import in_eval_mode
 
 # Parts of an image's pixels that are changed: closer where the curves bend, so that the areas are
-# nearly those of ten equal steps at half the cost.
-SHARES = (0.0, 0.1, 0.2, 0.4, 0.7, 1.0)
+# nearly those of ten equal steps at a third of the cost.
+SHARES = (0.0, 0.1, 0.3, 0.6, 1.0)
 CONTROLS = ("chance", "centre")
 
 
