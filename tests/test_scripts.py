@@ -278,7 +278,7 @@ def test_what_helps_where_memory_ends_is_a_flag_of_the_script(script, run_script
             "runpy.run_path(sys.argv[1], run_name='__main__')")
     line = one_line(run_script("-c", code, ROOT / script))
     flags = re.findall(r"--[\w-]+", line)
-    assert "out of memory: lower --" in line and "--batch-size" in flags
+    assert "out of memory: " in line and flags
     told = run_script(script, "--help").stdout
     assert all(f"  {flag} " in told for flag in flags)
 
