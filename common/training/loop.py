@@ -10,7 +10,7 @@ from time import perf_counter
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Module
 from torch.optim import SGD, AdamW, Optimizer
 from tqdm import tqdm
