@@ -29,9 +29,9 @@ ARMS = {
     "EfficientNetB2_NoLS": {"label_smoothing": 0.0},
     "EfficientNetB2_NoRE": {"random_erasing": 0.0},
 }
-FLAGS = ("synthetic", "train_limit", "val_size", "epochs", "batch_size", "lr", "weight_decay",
-         "head_epochs", "head_lr", "resize", "label_smoothing", "random_erasing", "cutmix",
-         "patience", "weights")
+FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "class_weights", "epochs",
+         "batch_size", "lr", "weight_decay", "head_epochs", "head_lr", "resize",
+         "label_smoothing", "random_erasing", "cutmix", "patience", "weights")
 # No --resume: a rerun goes on by itself.
 RUNTIME_FLAGS = ("data_dir", "offline", "device", "amp", "compile", "deterministic", "out",
                  "run_name", "smoke")
@@ -159,4 +159,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    run_script(main, "lower --batch-size, --resize or --train-limit")
+    run_script(main, "lower --batch-size, --resize, --image-size or --train-limit")

@@ -72,9 +72,10 @@ def _is_of_a_namesake(folder: Path, runtime: Runtime, splits: Splits) -> bool:
     """Whether a folder holds a run on other images, from another place of the same name."""
     with suppress(InputError):  # no run, or one that will be looked at closely
         stored = read_json(folder / "recipe.json", ("runtime", "identity"))
-        there = str((stored["runtime"] or {}).get("data_dir"))
-        moved = os.path.realpath(there) != os.path.realpath(str(runtime.data_dir))
-        return moved and stored["identity"] != splits.identity
+        if isinstance(stored["runtime"], dict):
+            there, here = str(stored["runtime"].get("data_dir")), str(runtime.data_dir)
+            moved = os.path.realpath(there) != os.path.realpath(here)
+            return moved and stored["identity"] != splits.identity
     return False
 
 

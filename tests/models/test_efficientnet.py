@@ -17,7 +17,7 @@ def without_chance(model):
     return model
 
 
-def equal_with_gradients(ours, theirs, inputs, **tolerances):
+def assert_equal_with_gradients(ours, theirs, inputs, **tolerances):
     """Assert that two functions of the same inputs have equal values and equal gradients."""
     found = []
     for function in (ours, theirs):
@@ -39,7 +39,7 @@ def test_a_cropped_kernel_computes_the_same(size, kernel, stride, layout):
     weight = torch.randn(4, 1, kernel, kernel, dtype=torch.float64)
     conv = nn.Conv2d(4, 4, kernel, stride, kernel // 2, groups=4, bias=False)
     conv.__class__, conv.static_padding = LeanDepthwise, nn.Identity()
-    equal_with_gradients(
+    assert_equal_with_gradients(
         lambda x, weight: torch.func.functional_call(conv, {"weight": weight}, x),
         lambda x, weight: F.conv2d(x, weight, None, stride, kernel // 2, groups=4),
         (x.requires_grad_(), weight.requires_grad_()), rtol=1e-12, atol=1e-12)
@@ -108,8 +108,9 @@ def test_a_map_and_its_mean_have_the_gradient_of_both_uses(size):
     def gated(x, mean):
         return x * mean.sigmoid()[:, :, None, None]
 
-    equal_with_gradients(lambda x: gated(*WithSpatialMean.apply(x)),
-                         lambda x: gated(x, x.mean((2, 3))), (x,), rtol=1e-12, atol=1e-12)
+    assert_equal_with_gradients(
+        lambda x: gated(*WithSpatialMean.apply(x)), lambda x: gated(x, x.mean((2, 3))), (x,),
+        rtol=1e-12, atol=1e-12)
 
 
 def test_drop_connect_keeps_the_mean_and_drops_deeper_blocks_more():
