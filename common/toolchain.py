@@ -6,30 +6,21 @@ One table: versions, compiler, torch.compile, an extension of our own built, run
 PyTorch, and a search of all compiled files that --requirements (requirements.txt) leads to, of the
 CUDA build 5 GB in 30 s. Exit code 1 where a check raises RuntimeError, whose line makes the row.
 """
-import functools
-import importlib.util
 import logging
 import mmap
-import os
 import platform
 import re
-import shlex
-import shutil
-import subprocess
-import sysconfig
 import tempfile
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
+from common.compiler import compile_ready, find_compiler, output
 from common.config import Parser, a_path
 from common.errors import run_script
 from common.words import count
 
 SOURCE = Path(__file__).with_name("confusion.cpp")
 REQUIREMENTS = Path(__file__).parents[1] / "requirements.txt"
-# What torch.compile needs: a module, the variable that names a compiler, those tried else, flags.
-NEEDS = {"cpu": ("setuptools", "CXX", ("g++",), ["-fopenmp"]),
-         "cuda": ("triton", "CC", ("gcc", "clang"), [])}
 # A stripped Rust binary keeps paths of its library's panics, or rustc's line in .comment.
 # `rust_eh_personality` is no mark: every copy of LLVM holds that string.
 MARKS = (b"/rustc/", b"rustc version ", b"library/core/src/", b"library/std/src/",
@@ -37,43 +28,6 @@ MARKS = (b"/rustc/", b"rustc version ", b"library/core/src/", b"library/std/src/
 # How ELF, archives, Windows files, LLVM bitcode and Mach-O (one or several architectures) begin.
 COMPILED = (b"\x7fELF", b"!<arch>\n", b"MZ", b"BC\xc0\xde", b"\xcf\xfa\xed\xfe",
             b"\xca\xfe\xba\xbe")
-
-
-def find_compiler(variable: str = "CXX",
-                  names: tuple[str, ...] = ("g++", "clang++", "c++")) -> list[str]:
-    """The command that the environment `variable` names, else the first of `names` on PATH."""
-    names = [os.environ[variable]] if os.environ.get(variable) else names
-    for name, *flags in map(shlex.split, names):
-        if path := shutil.which(name):
-            return [path, *flags]
-    raise RuntimeError(f"{' or '.join(names)} is not on PATH: install it, or set {variable}")
-
-
-def _run(*command: str | Path) -> str:
-    """What a command prints; RuntimeError with its first complaint where it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace",
-                          env={**os.environ, "LC_ALL": "C"})
-    if done.returncode:
-        said = re.search(".*error.*", done.stderr) or re.search(".+", done.stderr)
-        raise RuntimeError(f"{command[0]} fails: {said[0] if said else 'it says nothing'}")
-    return done.stdout
-
-
-@functools.cache
-def compile_ready(device_type: str) -> str | None:
-    """None where torch.compile can work for "cpu" or "cuda", else one line saying why it cannot."""
-    module, variable, names, flags = NEEDS[device_type]
-    if importlib.util.find_spec(module) is None:
-        return f"{module} is not installed: pip install {module}"
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            header, target = f"{sysconfig.get_path('include')}/Python.h", f"{folder}/empty.so"
-            _run(*find_compiler(variable, names), *flags, "-shared", "-fPIC", "-include", header,
-                 "-xc", os.devnull, "-o", target)
-        from torch._dynamo import is_dynamo_supported
-    except (RuntimeError, ImportError, OSError) as error:
-        return str(error).partition("\n")[0]
-    return None if is_dynamo_supported() else "PyTorch cannot compile under this Python"
 
 
 def check_compile() -> str:
@@ -100,7 +54,7 @@ def check_extension() -> str:
         # The run path leads at::parallel_for to PyTorch's OpenMP, not to a second one.
         flags += [f"-L{path}", f"-Wl,-rpath,{path}"]
     with tempfile.TemporaryDirectory() as folder:
-        _run(*find_compiler(), SOURCE, *flags, "-o", f"{folder}/confusion.so")
+        output(*find_compiler(), SOURCE, *flags, "-o", f"{folder}/confusion.so")
         torch.ops.load_library(f"{folder}/confusion.so")
     labels, preds = torch.randint(10, (2, 99_999))
     expected = torch.bincount(10 * labels + preds, minlength=100).view(10, 10)
@@ -157,7 +111,7 @@ def versions() -> str:
 
     gpu = "no GPU in reach"
     if torch.cuda.is_available():
-        driver = _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
         gpu = f"driver {driver.split()[0]}, {torch.cuda.get_device_name()}"
     return (f"Python {platform.python_version()}, PyTorch {torch.__version__}, "
             f"CUDA {torch.version.cuda}, {gpu}")
@@ -169,7 +123,7 @@ def main() -> int:
     parser.add_argument("--requirements", type=a_path, default=REQUIREMENTS, metavar="FILE")
     requirements, failed = parser.parse_args().requirements, 0
     checks = {"versions": versions,
-              "C++ compiler": lambda: _run(*find_compiler(), "--version").partition("\n")[0],
+              "C++ compiler": lambda: output(*find_compiler(), "--version").partition("\n")[0],
               "torch.compile": check_compile, "C++ extension": check_extension,
               "packages": lambda: check_packages(requirements)}
     for name, check in checks.items():

@@ -26,15 +26,8 @@ from common.words import duration, number
 
 NUMBERS = ("test_top1", "val_top1", "epochs", "train_seconds")
 HEADS = ("run", "what", "weights", "test %", "val %", "epochs", "time", "on")
-NETWORKS = {"simple_cnn": "SimpleCNN", "improved_cnn": "ImprovedCNN",
-            "se_resnet18": "SE-ResNet18", "efficientnet_b2": "EfficientNet-B2"}
 # Fields that have a column of their own, or stand beside the network's name.
 APART = {"model", "stem", "resize", "pretrained", "weights", "epochs", "seed"}
-# What to call a field; the others go by their own name, and a value of 0 is "no" of it.
-WORDS = {"data": "{}", "train_limit": "{:,} train images", "val_size": "{:,} val images",
-         "image_size": "{} px", "optimizer": "{}", "schedule": "{} schedule",
-         "bn_momentum": "BatchNorm momentum {}", "cutmix": "CutMix {}",
-         "decay_all": "decay of all parameters"}
 
 
 class Run(NamedTuple):
@@ -99,21 +92,20 @@ def usual(recipes: Sequence[Json]) -> Json:
 
 
 def departures(recipe: Json, base: Json) -> list[str]:
-    """The fields of a recipe that differ from `base`, in words."""
+    """The fields of a recipe that differ from `base`, in words; 0 is "no" of it."""
     words = []
     for key, value in recipe.items():
         if key not in APART and value != base.get(key):
-            text = WORDS.get(key, key.replace("_", " ") + " {}")
-            bare = re.sub(r" ?{.*?} ?", "", text)
-            words.append(bare if value is True else text.format(value) if value else f"no {bare}")
+            name = key.replace("_", " ")
+            words.append(name if value is True else f"{name} {value}" if value else f"no {name}")
     return words
 
 
 def network(recipe: Json) -> str:
-    """`SE-ResNet18 with imagenet stem`, or `EfficientNet-B2 ×2` where images are enlarged."""
-    name = NETWORKS.get(recipe["model"], recipe["model"])
-    if recipe["model"] == "se_resnet18":
-        name += f" with {recipe['stem']} stem"
+    """`se_resnet18 imagenet`, or `efficientnet_b2 ×2` where images are enlarged."""
+    name = recipe["model"]
+    if name == "se_resnet18":
+        name += f" {recipe['stem']}"
     return name if recipe["resize"] == 1 else f"{name} ×{recipe['resize']}"
 
 
@@ -163,7 +155,7 @@ def table(runs: Sequence[Run], root: Path, page: Path | None = None) -> tuple[li
             str(machines.index(machine) + 1),
         ))
     plain = asdict(Recipe(batch_size=0, lr=0))  # so that these two are always said
-    below = [f"usual recipe of {NETWORKS.get(model, model)}: {', '.join(departures(base, plain))}"
+    below = [f"usual recipe of {model}: {', '.join(departures(base, plain))}"
              for model, base in bases.items()]
     return grid, below + [f"machine {i}: {words}" for i, words in enumerate(machines, 1)]
 

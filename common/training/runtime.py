@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import backends, cuda
 
-from common import toolchain
+from common import compiler
 from common.config import Runtime
 from common.errors import InputError
 from common.files import Json
@@ -131,7 +131,7 @@ def wants_compile(runtime: Runtime, device: torch.device, training_images: int) 
     # PyTorch's own default is a folder that a reboot empties.
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{home}/cifar10-study/inductor")
-    if problem := toolchain.compile_ready(device.type):
+    if problem := compiler.compile_ready(device.type):
         print(f"not compiled: {problem}")
         return False
     return True
