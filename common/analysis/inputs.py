@@ -13,7 +13,7 @@ from torch.nn import Module
 
 from common.analysis.gradcam import default_layer, fine_layers, grad_cam, hires_cam
 from common.config import Recipe, Runtime
-from common.data.augment import Augmentation, Preprocess
+from common.data.augment import Preprocess
 from common.data.folders import fit_picture, read_picture
 from common.data.sources import load_splits
 from common.data.splits import CLASSES, Names, Split, Splits
@@ -139,7 +139,7 @@ def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str 
     shown = [layer] if cam == "gradcam" else layers
     places = ", ".join("{1}×{2} ({0})".format(name, *maps[name][1:]) for name in shown)
     where = f"{CAMS[cam]} for {size}-pixel inputs, maps of {places}"
-    prepare = Preprocess(card["mean"], card["std"], card["resize"], Augmentation(), device)
+    prepare = Preprocess(card["mean"], card["std"], Recipe(resize=card["resize"]), device)
     run = card.get("run", recipe.name())
     classes = tuple(map(str, card["classes"]))
     return Subject(path, run, model, card, recipe, classes, size, prepare, cam, tuple(layers),

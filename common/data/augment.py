@@ -6,7 +6,6 @@ kernels. The parameters of all operations come from one `torch.rand` call, those
 second one, which leaves the first one's numbers as they are without it.
 """
 import math
-from dataclasses import astuple, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -20,33 +19,16 @@ GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as in torchvision
 # Mean and standard deviation of each channel by which the input is scaled; else the data's own.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALINGS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
-# In the order of Augmentation's fields.
-WORDS = ("crop ±{} px", "flip", "rotation ±{:g}°", "colour jitter {:g}", "random erasing {:g}",
-         "CutMix {:g}")
+# What a recipe may do to the train split, in words; 0 is none of it.
+WORDS = {"crop_padding": "crop ±{} px", "flip": "flip", "rotation": "rotation ±{:g}°",
+         "jitter": "colour jitter {:g}", "random_erasing": "random erasing {:g}",
+         "cutmix": "CutMix {:g}"}
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """What the train split goes through: pixels, degrees, strength, probability; 0 is none."""
-
-    crop_padding: int = 0
-    flip: bool = False
-    rotation: float = 0.0
-    jitter: float = 0.0
-    random_erasing: float = 0.0
-    cutmix: float = 0.0
-
-    @classmethod
-    def of(cls, recipe: Recipe) -> "Augmentation":
-        """The recipe's augmentation."""
-        return cls(recipe.crop_padding, recipe.flip, recipe.rotation, recipe.jitter,
-                   recipe.random_erasing, recipe.cutmix)
-
-    def __str__(self) -> str:
-        """What is done, in words."""
-        said = [words.format(value) for words, value in zip(WORDS, astuple(self), strict=True)
-                if value]
-        return ", ".join(said) or "none"
+def augmentation(recipe: Recipe) -> str:
+    """What the recipe does to the train split, in words; empty for nothing."""
+    values = ((words, getattr(recipe, name)) for name, words in WORDS.items())
+    return ", ".join(words.format(value) for words, value in values if value)
 
 
 class Preprocess:
@@ -54,18 +36,19 @@ class Preprocess:
 
     Args and fields:
         mean, std: of each channel, in [0, 1]; as fields (3,) tensors on `device`.
-        resize: how many times the images are enlarged.
-        spec: what `augment` does.
+        recipe: says how many times images are enlarged, and what `augment` does.
 
     Fields:
+        resize: the recipe's; augments: whether `augment` does more than `clean`.
         shift, scale: (3, 1, 1); normalised is shift + x · scale of x in [0, 1].
     """
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], resize: int,
-                 spec: Augmentation, device: torch.device) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], recipe: Recipe,
+                 device: torch.device) -> None:
         self.mean = torch.as_tensor(mean, device=device)
         self.std = torch.as_tensor(std, device=device)
-        self.resize, self.spec = resize, spec
+        self.recipe, self.resize = recipe, recipe.resize
+        self.augments = bool(augmentation(recipe))
         # (x - mean) / std is shift + x * scale, one fused pass; prepared once, not in every step.
         self.shift = (-self.mean / self.std).view(3, 1, 1)
         self.scale = (1 / self.std).view(3, 1, 1)
@@ -74,7 +57,7 @@ class Preprocess:
     def of(cls, recipe: Recipe, splits: Splits, device: torch.device) -> "Preprocess":
         """That of a recipe, for these splits."""
         mean, std = SCALINGS.get(recipe.normalization, (splits.mean, splits.std))
-        return cls(mean, std, recipe.resize, Augmentation.of(recipe), device)
+        return cls(mean, std, recipe, device)
 
     def clean(self, images: Tensor) -> Tensor:
         """Network input of val and test: resized (bilinear) and normalised, nothing else.
@@ -102,34 +85,34 @@ class Preprocess:
             (images, pasted): (N, 3, resize·S, resize·S) float32, channels_last, and what `cutmix`
             says of them, None without it.
         """
-        spec = self.spec
-        if spec == Augmentation():
+        recipe = self.recipe
+        if not self.augments:
             return self.clean(images), None
         # Drawn whether used or not, so that a recipe's crops stay the same when its jitter goes.
         u = torch.rand(sum(DRAWS), len(images), generator=generator, device=images.device)
         for_crop, for_flip, for_rotation, for_jitter, for_erasing = u.split(DRAWS)
-        shifts = (for_crop * (2 * spec.crop_padding + 1)).long()  # (2, N), in [0, 2·padding]
-        flip = for_flip[0] < (0.5 if spec.flip else 0.0)
+        shifts = (for_crop * (2 * recipe.crop_padding + 1)).long()  # (2, N), in [0, 2·padding]
+        flip = for_flip[0] < (0.5 if recipe.flip else 0.0)
         size = images.shape[-1] * self.resize
         x = images.float().div_(255)  # NCHW up to the last line: three times as fast on a CPU
-        if spec.jitter:
-            factors = 1 + spec.jitter * (2 * for_jitter - 1)  # (3, N), around 1
+        if recipe.jitter:
+            factors = 1 + recipe.jitter * (2 * for_jitter - 1)  # (3, N), around 1
             x = color_jitter(x, *factors)
-        if spec.rotation:
-            dy, dx = (shifts - spec.crop_padding).float()
-            degrees = spec.rotation * (2 * for_rotation[0] - 1)
+        if recipe.rotation:
+            dy, dx = (shifts - recipe.crop_padding).float()
+            degrees = recipe.rotation * (2 * for_rotation[0] - 1)
             x = warp(x, dy, dx, flip, degrees, size)
         else:
             # Without rotation whole pixels move: gathering them is exact and cheaper than sampling.
-            if spec.crop_padding or spec.flip:
-                x = crop_flip(x, shifts[0], shifts[1], flip, spec.crop_padding)
+            if recipe.crop_padding or recipe.flip:
+                x = crop_flip(x, shifts[0], shifts[1], flip, recipe.crop_padding)
             x = _enlarge(x, self.resize)
         x = torch.addcmul(self.shift, x, self.scale)
-        if spec.random_erasing:
-            x = erase(x, *erase_box(for_erasing, spec.random_erasing, size))
+        if recipe.random_erasing:
+            x = erase(x, *erase_box(for_erasing, recipe.random_erasing, size))
         pasted = None
-        if spec.cutmix:
-            x, pasted = cutmix(x, spec.cutmix, generator)
+        if recipe.cutmix:
+            x, pasted = cutmix(x, recipe.cutmix, generator)
         return x.contiguous(memory_format=torch.channels_last), pasted
 
 

@@ -18,7 +18,7 @@ from torchvision import transforms as T
 from torchvision.datasets import CIFAR10
 
 from common.config import Recipe, Runtime
-from common.data.augment import Augmentation, Preprocess
+from common.data.augment import Preprocess
 from common.data.splits import Splits, make_splits
 from common.data.synthetic import CLASSES, draw
 from common.files import Json
@@ -64,7 +64,7 @@ def make_case(model: str, batch_size: int, runtime: Runtime, device: torch.devic
     """A network with what of its recipe bears on speed, on `per_class` drawn images a class."""
     recipe, amp = short_recipe(model, batch_size), amp_dtype(runtime, device, model)
     splits = make_splits(*draw(per_class, seed=0), *draw(20, seed=1), CLASSES, "synthetic")
-    prepare = Preprocess(splits.mean, splits.std, recipe.resize, Augmentation.of(recipe), device)
+    prepare = Preprocess(splits.mean, splits.std, recipe, device)
     about = {"model": model, "batch_size": batch_size, "precision": precision(amp)}
     return Case(recipe, splits.to(device), device, amp, prepare, about)
 

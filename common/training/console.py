@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from common.config import Recipe, Runtime
-from common.data.augment import Augmentation
+from common.data.augment import augmentation
 from common.data.splits import Splits
 from common.files import Json
 from common.plots import MAX_CLASSES
@@ -52,7 +52,7 @@ def recipe_line(recipe: Recipe, images: int) -> str:
         "length": length, "optimizer": {"sgd": "SGD", "adamw": "AdamW"}[recipe.optimizer],
         "lr": lr_for(recipe.lr, images, recipe), "batch": batch,
         "steps": count(len(epoch_order(images, batch, 0)), "step"),
-        "augmentation": Augmentation.of(recipe),
+        "augmentation": augmentation(recipe) or "none",
     }
     return RECIPE.format(**values)
 

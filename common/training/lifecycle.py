@@ -9,7 +9,7 @@ from torch import cuda
 from torch.nn import Module
 
 from common.config import Recipe, Runtime
-from common.data.augment import Augmentation, Preprocess
+from common.data.augment import Preprocess
 from common.data.splits import Splits
 from common.files import Json, write_csv, write_json
 from common.metrics import confusion_matrix, wilson_interval
@@ -137,7 +137,7 @@ def finish(run: Run, copy_best: bool = True) -> None:
     clean_loss, clean_top1 = evaluate(model, splits.train, run.prepare, run.amp)
     test = _test(run)
     told = diagnose(history, clean_top1, classes=len(splits.classes), val_images=len(splits.val),
-                    regularised=run.prepare.spec != Augmentation())
+                    regularised=run.prepare.augments)
     curves(history, folder / "curves.png", f"{run.script} / {folder.name} ({splits.source})")
     # Of the last stage, which trains the whole network.
     rate = max(row["images_per_s"] for row in history if row["stage"] == last["stage"])
