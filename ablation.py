@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import train_effnet
-from common.config import Parser, Recipe, Runtime, add_flags, settle
+from common.config import Parser, Recipe, Runtime, add_flags, checked, settle
 from common.errors import InputError, RunError, run_script
 
 CONTROL = "EfficientNetB2_Pretrained"
@@ -39,20 +39,13 @@ SMOKE = {"efficientnet_b2": dict(synthetic=True, lr=2e-3, train_limit=200, val_s
                                  head_epochs=1, epochs=1, batch_size=25)}
 
 
-def a_seed(text: str) -> int:
-    """A seed from the command line."""
-    if text.isdecimal() and int(text) < 2**31:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"{text} is no seed: give whole numbers from 0 to 2^31 - 1")
-
-
 def parse() -> tuple[argparse.Namespace, Recipe, Runtime]:
     """What this script alone asks for, the control's recipe, and the runtime."""
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument_group("ablation").add_argument
     add("--all", action="store_true", help="all five arms")
     add("--arms", nargs="+", choices=ARMS, metavar="ARM", help=f"some of: {', '.join(ARMS)}")
-    add("--seeds", nargs="+", type=a_seed, default=[0], metavar="N",
+    add("--seeds", nargs="+", type=checked(int, 0, 2**31 - 1), default=[0], metavar="N",
         help="runs of each arm (default: 0)")
     add("--shard", metavar="I/N", help="run the I-th of N parts of arms × seeds, I from 1")
     add("--collect", action="store_true",

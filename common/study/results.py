@@ -130,25 +130,23 @@ def table(runs: Sequence[Run], root: Path, page: Path | None = None) -> tuple[li
     Args:
         page: the file that the table is for, where each test figure is a link; None to print it.
     """
-    groups = by_seed(runs)
-    of_model, machines = {}, list(dict.fromkeys(run.machine for run in runs))
-    for one, *_ in groups:
-        of_model.setdefault(one.recipe["model"], []).append(one.recipe)
-    bases = {model: usual(recipes) for model, recipes in of_model.items()}
+    machines = list(dict.fromkeys(run.machine for run in runs))
+    bases = {model: usual([run.recipe for run in runs if run.recipe["model"] == model])
+             for model in dict.fromkeys(run.recipe["model"] for run in runs)}
     grid = [HEADS]
-    for group in groups:
+    for group in by_seed(runs):
         folder, recipe, _, machine = group[0]
         columns = {key: [run.result[key] for run in group] for key in NUMBERS}
-        name, test, n = folder.relative_to(root).as_posix(), mean(columns["test_top1"]), len(group)
-        seeds = ", ".join(link(run, page) for run in group) if page else ""
-        if n > 1:
+        name, test = folder.relative_to(root).as_posix(), figure(group[0], page)
+        if len(group) > 1:
             name = re.sub(r"-?seed\d+$", "", name)
-            test += f" (n = {n}: {seeds})" if page else f" (n = {n})"
+            each = ", ".join(figure(run, page) for run in group)
+            test = f"{mean(columns['test_top1'])} (n = {len(group)}: {each})"
         grid.append((
             name,
             ", ".join([network(recipe), *departures(recipe, bases[recipe["model"]])]),
             weights(recipe),
-            seeds if page and n == 1 else test,
+            test,
             mean(columns["val_top1"]),
             " to ".join(map(str, sorted({*columns["epochs"]}))),
             duration(fmean(columns["train_seconds"])),
@@ -160,10 +158,13 @@ def table(runs: Sequence[Run], root: Path, page: Path | None = None) -> tuple[li
     return grid, below + [f"machine {i}: {words}" for i, words in enumerate(machines, 1)]
 
 
-def link(run: Run, page: Path) -> str:
-    """A run's test figure, linked to its result.json from a page."""
+def figure(run: Run, page: Path | None) -> str:
+    """A run's test figure, on a page a link to its result.json."""
+    shown = mean([run.result["test_top1"]])
+    if page is None:
+        return shown
     target = os.path.relpath(run.folder / "result.json", page.parent)
-    return f"[{mean([run.result['test_top1']])}]({quote(os.fsencode(target))})"
+    return f"[{shown}]({quote(os.fsencode(target))})"
 
 
 def markdown(grid: Sequence[Sequence[str]], texts: int = 1) -> str:
