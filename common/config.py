@@ -198,7 +198,7 @@ def checked(kind: type, low: float, high: float) -> Callable[[str], Any]:
             if low <= value <= high:
                 return value
         wanted = "a whole number" if kind is int else "a number"
-        bounds = f"from {low:g} to {high:,.10g}" if high < math.inf else f"of at least {low:g}"
+        bounds = f"from {low:g} to {high:.10g}" if high < math.inf else f"of at least {low:g}"
         raise ArgumentTypeError(f"{text} is not {wanted} {bounds}")
     return convert
 
