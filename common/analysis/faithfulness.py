@@ -104,13 +104,12 @@ def _heat_inside(maps: Tensor, places: Tensor) -> Tensor:
     return (maps * places).sum((1, 2)) / maps.sum((1, 2))
 
 
-def area(curves: Tensor, shares: Sequence[float] = SHARES) -> Tensor:
+def area(curves: Tensor) -> Tensor:
     """Areas under (…, S) curves: low for deletion, high for insertion is good."""
-    return torch.trapezoid(curves, torch.tensor(shares, dtype=curves.dtype))
+    return torch.trapezoid(curves, torch.tensor(SHARES, dtype=curves.dtype))
 
 
-def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Tensor,
-                       shares: Sequence[float] = SHARES) -> Tensor:
+def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Tensor) -> Tensor:
     """Deletion and insertion curves of `maps` (RISE, Petsiuk et al. 2018, arXiv:1806.07421).
 
     Deletion sets pixels to 0, the data set's mean colour once normalised, the highest of the map
@@ -124,10 +123,9 @@ def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Ten
         images: (N, 3, H, W) float32, normalised, at the size the model sees.
         targets: (N,) int64 class indices.
         maps: (M, N, H, W), higher is more important; only the order of the pixels counts.
-        shares: (S,) parts of the pixels that are gone, from 0 to 1.
 
     Returns:
-        (M, 2, N, S) probabilities of the targets, deletion and insertion, at each share.
+        (M, 2, N, S) probabilities of the targets, deletion and insertion, at each of SHARES.
     """
     n, _, height, width = images.shape
     cells = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -153,12 +151,12 @@ def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Ten
         found = []
         for rank in ranks:
             deletion, insertion = [whole], [blur]
-            for share in shares[1:-1]:
+            for share in SHARES[1:-1]:
                 gone = rank < round(share * height * width)
                 deletion.append(probs(images.masked_fill(gone, 0)))
                 insertion.append(probs(images.where(gone, blurred)))
             found += [*deletion, nothing, *insertion, whole]
-    return torch.stack(found).view(len(maps), 2, len(shares), n).transpose(2, 3)
+    return torch.stack(found).view(len(maps), 2, len(SHARES), n).transpose(2, 3)
 
 
 def center_prior(n: int, h: int, w: int) -> Tensor:
