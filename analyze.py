@@ -46,7 +46,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from tqdm import tqdm
 
     from common.analysis import figures, report, scores
-    from common.analysis.faithfulness import CONTROLS, faithfulness, heat_below, heat_on_shapes
+    from common.analysis.faithfulness import faithfulness, heat_below, heat_on_shapes
     from common.analysis.findings import findings, is_first_study
     from common.analysis.inputs import CAMS, open_folder, open_splits, open_subject, pick_split
     from common.data.splits import CLASSES
@@ -88,31 +88,28 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     shown = scores.examples(rows, order, result["most_confused"], options.open_errors)
 
     # Where it looks, and whether the heat maps can be believed.
-    tested = sorted(order[: options.faithfulness or (100 if subject.recipe.synthetic else 500)])
-    test = faithfulness(subject, split.images[tested], preds[tested])
-    result["faithfulness"] = {**test, "differences": {"all": test["differences"]}}
+    cam, drawn = options.cam, subject.recipe.synthetic
+    tested = sorted(order[: options.faithfulness or (100 if drawn else 500)])
+    result["faithfulness"] = test = faithfulness(subject, split.images[tested], preds[tested])
+    test["differences"] = {"all": test["differences"]}
     if is_first_study(result):
         birds = split.labels == CLASSES.index("bird")
-        of_birds = faithfulness(subject, split.images[birds], preds[birds],
-                                (subject.cam, *CONTROLS))
-        result["faithfulness"]["differences"]["bird"] = of_birds["differences"]
-    if subject.recipe.synthetic:
-        shapes = [i for i in tested if split.labels[i] < SHAPES]
-        if shapes:
-            result["on_shape"] = heat_on_shapes(subject, split, options.split, preds, shapes)
+        of_birds = faithfulness(subject, split.images[birds], preds[birds], [cam])
+        test["differences"]["bird"] = of_birds["differences"]
+    shapes = [i for i in tested if split.labels[i] < SHAPES]
+    if drawn and shapes:
+        result["on_shape"] = heat_on_shapes(subject, split, options.split, preds, shapes)
+    asked = {"errors": [], "heat_right": [(preds, cam)],
+             "heat_methods": [(preds, kind) for kind in CAMS]}
+    both = [(split.labels, cam), (preds, cam)]
     maps = {}
     for figure, some in shown.items():
-        asked = [(split.labels[some], subject.cam), (preds[some], subject.cam)]
-        if figure == "heat_methods":
-            asked = [(preds[some], cam) for cam in CAMS]
-        elif figure == "errors":
-            asked = []
-        maps[figure] = [subject.heat(split.images[some], *one) for one in asked]
-    below = heat_below(maps["heat_planes"][1])
+        maps[figure] = [subject.heat(split.images[some], targets[some], kind)
+                        for targets, kind in asked.get(figure, both)]
 
     # Numbers, figures, report.
     result |= {
-        "planes_as_ships": {"heat_below": {"predicted": below}},
+        "planes_as_ships": {"heat_below": {"predicted": heat_below(maps["heat_planes"][1])}},
         "shown": {figure: [rows[i] for i in some] for figure, some in shown.items()},
         "versions": environment(device),
     }

@@ -18,37 +18,36 @@ from common.models.build import in_eval_mode
 # Parts of an image's pixels that are changed: closer where the curves bend, so that the areas are
 # nearly those of ten equal steps at a third of the cost.
 SHARES = (0.0, 0.1, 0.3, 0.6, 1.0)
-CONTROLS = ("chance", "centre")
 
 
 def faithfulness(subject: Subject, images: Tensor, targets: Tensor,
-                 kinds: Sequence[str] = (*CAMS, *CONTROLS)) -> Json:
+                 cams: Sequence[str] = tuple(CAMS)) -> Json:
     """Deletion and insertion curves of heat maps and controls, and how far the shown ones differ.
 
-    Chance is the heat map of another image. A fine sprinkle of deleted pixels confuses a network
-    whatever it lies on, so that a control must be as fine as what it controls; and another image's
-    map is as much in the middle, too.
+    The controls are `chance`, the heat map of another image, and `centre`, the prior that objects
+    lie in the middle. A fine sprinkle of deleted pixels confuses a network whatever it lies on, so
+    that a control must be as fine as what it controls; and another image's map is as much in the
+    middle, too.
 
     Args:
         images: (N, 3, H, W) uint8; targets (N,) are the classes whose probability is followed.
-        kinds: keys of CAMS, the shown one among them, and of CONTROLS: chance, and the prior that
-            objects lie in the centre.
+        cams: keys of CAMS, the shown one among them.
 
     Returns:
-        `curves` by kind, and `differences` in area, the shown heat maps minus each other kind,
-        paired by image; all with 95 % intervals.
+        `curves` by kind of map, and `differences` in area, the shown heat maps minus each other
+        kind, paired by image; all with 95 % intervals.
     """
     parts = []
     with tqdm(total=len(images), desc="deletion and insertion", unit="img", disable=None) as bar:
         for inputs, classes in subject.portions(images, targets):
-            maps = {cam: subject.heat_of(inputs, classes, cam) for cam in CAMS if cam in kinds}
+            maps = {cam: subject.heat_of(inputs, classes, cam) for cam in cams}
             maps["chance"] = maps[subject.cam].roll(1, 0)
             maps["centre"] = center_prior(*maps["chance"].shape).to(inputs.device)
-            stacked = torch.stack([maps[kind] for kind in kinds])
+            stacked = torch.stack([*maps.values()])
             parts.append(deletion_insertion(subject.model, inputs, classes, stacked).cpu())
             bar.update(len(inputs))
 
-    curves = dict(zip(kinds, torch.cat(parts, 2)))  # (2, N, S) each
+    curves = dict(zip(maps, torch.cat(parts, 2)))  # (2, N, S) each
     shown = area(curves[subject.cam])
     gains = {kind: shown - area(curve) for kind, curve in curves.items() if kind != subject.cam}
     return {
@@ -105,19 +104,18 @@ def _heat_inside(maps: Tensor, places: Tensor) -> Tensor:
     return (maps * places).sum((1, 2)) / maps.sum((1, 2))
 
 
-def area(curves: Tensor, shares: Sequence[float] = SHARES) -> Tensor:
+def area(curves: Tensor) -> Tensor:
     """Areas under (…, S) curves: low for deletion, high for insertion is good."""
-    return torch.trapezoid(curves, torch.tensor(shares, dtype=curves.dtype))
+    return torch.trapezoid(curves, torch.tensor(SHARES, dtype=curves.dtype))
 
 
-def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Tensor,
-                       shares: Sequence[float] = SHARES) -> Tensor:
+def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Tensor) -> Tensor:
     """Deletion and insertion curves of `maps` (RISE, Petsiuk et al. 2018, arXiv:1806.07421).
 
     Deletion sets pixels to 0, the data set's mean colour once normalised, the highest of the map
     first; insertion puts them in the same order onto the blurred image (sigma an eighth of the
-    side, since CIFAR's objects fill the frame). Equal pixels go in the order of a `random_maps` of
-    their own, so that a flat map is a random one and not a sweep from the top. Costs 2 passes of
+    side, since CIFAR's objects fill the frame). Equal pixels go in the order of a smooth random map
+    of their own, so that a flat map is a random one and not a sweep from the top. Costs 2 passes of
     the batch, and 2·(S - 2) for each of the M kinds of map; memory grows with N: batch outside.
 
     Args:
@@ -125,19 +123,17 @@ def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Ten
         images: (N, 3, H, W) float32, normalised, at the size the model sees.
         targets: (N,) int64 class indices.
         maps: (M, N, H, W), higher is more important; only the order of the pixels counts.
-        shares: (S,) parts of the pixels that are gone, from 0 to 1.
 
     Returns:
-        (M, 2, N, S) probabilities of the targets, deletion and insertion, at each share.
+        (M, 2, N, S) probabilities of the targets, deletion and insertion, at each of SHARES.
     """
     n, _, height, width = images.shape
+    cells = torch.rand(n, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    ties = F.interpolate(cells, (height, width), mode="bilinear")[:, 0]
     # So small an addition orders nothing but equal pixels; the sort is stable, so that values
     # equal even then go the same way on every machine.
-    ties = random_maps(n, height, width, torch.Generator().manual_seed(0))
     heat = (maps.double().cpu() + 1e-9 * ties).flatten(2)
-    order = heat.argsort(dim=2, descending=True, stable=True)
-    places = torch.arange(height * width).expand_as(order)
-    ranks = torch.empty_like(order).scatter_(2, order, places)  # 0 goes first
+    ranks = heat.argsort(descending=True, stable=True).argsort()  # 0 goes first
     ranks = ranks.view(-1, n, 1, height, width).to(images.device)
 
     radius = min(height, width) // 4
@@ -155,18 +151,12 @@ def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Ten
         found = []
         for rank in ranks:
             deletion, insertion = [whole], [blur]
-            for share in shares[1:-1]:
+            for share in SHARES[1:-1]:
                 gone = rank < round(share * height * width)
                 deletion.append(probs(images.masked_fill(gone, 0)))
                 insertion.append(probs(images.where(gone, blurred)))
             found += [*deletion, nothing, *insertion, whole]
-    return torch.stack(found).view(len(maps), 2, len(shares), n).transpose(2, 3)
-
-
-def random_maps(n: int, h: int, w: int, generator: torch.Generator) -> Tensor:
-    """(n, h, w) random maps in [0, 1], smooth: drawn on 4x4 cells and enlarged."""
-    drawn = torch.rand(n, 1, 4, 4, generator=generator)
-    return F.interpolate(drawn, (h, w), mode="bilinear", align_corners=False)[:, 0]
+    return torch.stack(found).view(len(maps), 2, len(SHARES), n).transpose(2, 3)
 
 
 def center_prior(n: int, h: int, w: int) -> Tensor:

@@ -21,7 +21,7 @@ from common.metrics import wilson_interval
 from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, new_figure
 from common.words import shorten
 
-Strip = tuple[list, list, str]  # pictures, words above each, words below
+Strip = tuple[list[tuple[str, ndarray]], str]  # pictures with words above each, words below
 KINDS = {
     "hirescam": (CAMS["hirescam"], VAL),
     "gradcam": (CAMS["gradcam"], ACCENT),
@@ -32,7 +32,7 @@ CAPTION = "T: {true} → P: {predicted} {confidence:%1}\n{place}"
 HEADS = ("image", "true: {true}", "predicted: {predicted}")
 CASES = {  # figure: (what it shows, strips a row, words above each picture, words below)
     "errors": (
-        "The errors with the highest loss", 5, (), "T: {true} → P: {predicted}\n"
+        "The errors with the highest loss", 5, ("",), "T: {true} → P: {predicted}\n"
         "{confidence:%1}, {second} {second_confidence:%1}\n{place}, loss {loss:.2f}",
     ),
     "heat_right": ("Where it looks when it is right", 3, ("image", "heat", "both"), CAPTION),
@@ -42,7 +42,7 @@ CASES = {  # figure: (what it shows, strips a row, words above each picture, wor
 }
 MOST = 60  # strips in a figure
 PX = 160  # side of a picture
-UNIT = 165  # pixels of a picture with its margin, 1.1 inches at 150 dpi
+UNIT = 165  # pixels of a picture with its margin
 HOTTEST = 5  # times its image's average heat, where the scale of colours ends
 HEAT_NOTE = (
     f"One scale of colours for all pictures: from no heat to {HOTTEST} times the average of the "
@@ -152,30 +152,30 @@ def faithfulness(result: Json, folder: Path) -> None:
 
 
 def cases(result: Json, folder: Path, figure: str, images: ndarray,
-          maps: Sequence[ndarray]) -> None:
+          maps: Sequence[Sequence[ndarray]]) -> None:
     """Saves one of CASES: the images of `result["shown"][figure]` with their heat maps.
 
     Args:
         images: (N, 3, H, W) uint8.
-        maps: (N, h, w) in [0, 1] each: the evidence for the true and for the predicted class; of
-            "heat_methods" those of each of CAMS for the predicted class, of "errors" none.
+        maps: (N, h, w) in [0, 1] each: of "errors" none, of "heat_right" the evidence for the
+            predicted class, of "heat_methods" that of each of CAMS; else the evidence for the true
+            and for the predicted class.
     """
     what, columns, heads, caption = CASES[figure]
     names = shorten(result["classes"], 12)
     parts = []
-    for row, image, *pair in zip(result["shown"][figure][:MOST], images, *maps):
+    for row, image, *heats in zip(result["shown"][figure][:MOST], images, *maps):
         # The file's own name: beside its class the folder says nothing.
         file = Path(row["name"]).name[-20:]
         words = {**row, "place": f"index {file}" if file.isdecimal() else file}
         for key in ("true", "predicted", "second"):
             words[key] = names[row[key]]
-        pictures = [enlarged(image)]
+        pictures = [enlarged(image), *(overlay(image, heat) for heat in heats)]
         if figure == "heat_right":
-            pictures += [in_colours(pair[1]), overlay(image, pair[1])]
-        elif heads:
-            pictures += [overlay(image, heat) for heat in pair]
-        parts.append((pictures, [say(head, **words) for head in heads], say(caption, **words)))
-    note = "" if figure == "errors" else f"{result['heat_maps']['where']}.\n{HEAT_NOTE}"
+            pictures.insert(1, in_colours(heats[0]))
+        said = [say(head, **words) for head in heads]
+        parts.append(([*zip(said, pictures)], say(caption, **words)))
+    note = f"{result['heat_maps']['where']}.\n{HEAT_NOTE}" if maps else ""
     strips(parts, columns, folder / f"{figure}.png", f"{what}\n{result['title']}", note)
 
 
@@ -184,27 +184,20 @@ def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: s
     `note`, which tells of heat, also the scale of its colours."""
     columns = min(columns, len(parts))
     rows = -(-len(parts) // columns)
-    wide = 0.3 + max(len(pictures) for pictures, _, _ in parts)
-    high = 1.5
+    wide = int((0.3 + max(len(pictures) for pictures, _ in parts)) * UNIT)
+    high = int(1.5 * UNIT)
     # One large picture: matplotlib takes long over a hundred small ones.
-    canvas = np.full((int(rows * high * UNIT), int(columns * wide * UNIT), 3), 255, np.uint8)
-    size = (1.1 * columns * wide, 1.1 * rows * high + 1.2)
-    with new_figure(path, title, size, note) as figure:
+    canvas = np.full((rows * high, columns * wide, 3), 255, np.uint8)
+    with new_figure(path, title, (columns * wide / 150, rows * high / 150 + 1.2), note) as figure:
         axes = figure.subplots()
-        for number, (pictures, heads, caption) in enumerate(parts):
-            row, column = divmod(number, columns)
-            x = column * wide
-            y = row * high
-            top = int(y * UNIT)
-            for at, picture in enumerate(pictures):
-                left = int((x + at) * UNIT)
-                canvas[top:top + PX, left:left + PX] = picture
-            for middle, head in zip(itertools.count(x + 0.48), heads):
-                axes.text(middle, y - 0.03, head, ha="center", fontsize=7)
-            axes.text(x, y + 1, caption, va="top", fontsize=7)
-        right, bottom = canvas.shape[1] / UNIT, canvas.shape[0] / UNIT
-        axes.imshow(canvas, extent=(0, right, bottom, 0))
-        axes.set(xlim=(0, right), ylim=(bottom - 0.1, -0.15))
+        for number, (pictures, caption) in enumerate(parts):
+            top, left = number // columns * high, number % columns * wide
+            axes.text(left, top + UNIT, caption, va="top", fontsize=7)
+            for x, (head, picture) in zip(itertools.count(left, UNIT), pictures):
+                canvas[top:top + PX, x:x + PX] = picture
+                axes.text(x + PX / 2, top - 5, head, ha="center", fontsize=7)
+        axes.imshow(canvas)
+        axes.set(ylim=(rows * high - 15, -25))
         axes.axis("off")
         if note:
             colours = ScalarMappable(Normalize(0, HOTTEST), "inferno")

@@ -124,7 +124,7 @@ def _vehicles(result: Json) -> Claim:
     worse = min(rows, key=lambda row: row["recall"])
     low, high = worse["recall_interval_95"]
     verdict = _verdict(_side({"low": low, "high": high}, 0.97))
-    numbers = say("The lower of the two: {0} ({1:~}).", _recalls([worse]), (low, high))
+    numbers = say("The lower of the two: {class} {recall:%1} ({recall_interval_95:~}).", **worse)
     return "Automobiles and trucks are recognised above 97 %", verdict, numbers
 
 

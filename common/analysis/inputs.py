@@ -2,7 +2,7 @@
 
 From Python, too: `open_subject` gives a network that reads pictures, names them and explains them.
 """
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -36,10 +36,9 @@ class Subject:
     card: Json
     recipe: Recipe
     classes: Names
-    input_size: int  # pixels a side, as the network sees images
     prepare: Preprocess
     cam: str  # a key of CAMS: the heat maps that are shown
-    layers: Names  # of HiResCAM
+    layers: Sequence[str]  # of HiResCAM
     layer: str  # of Grad-CAM
     where: str  # in words, which heat maps are shown and where they come from
 
@@ -142,15 +141,14 @@ def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str 
     prepare = Preprocess(card["mean"], card["std"], Recipe(resize=card["resize"]), device)
     run = card.get("run", recipe.name())
     classes = tuple(map(str, card["classes"]))
-    return Subject(path, run, model, card, recipe, classes, size, prepare, cam, tuple(layers),
-                   layer, where)
+    return Subject(path, run, model, card, recipe, classes, prepare, cam, layers, layer, where)
 
 
 def open_splits(subject: Subject, runtime: Runtime) -> Splits:
     """The data of --data-dir, else of the training's --data-dir, else as training finds it.
 
     Raises:
-        InputError: no data, or data with other classes or of another image size.
+        InputError: no data, or data with other classes.
     """
     path = subject.path
     size = subject.card["image_size"]
@@ -166,11 +164,10 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
             splits = load_splits(replace(subject.recipe, image_size=size), runtime)
     except InputError as error:
         raise InputError(f"the data that {path} was trained on: {error}") from None
-    if (splits.classes, splits.image_size) != (subject.classes, size):
+    if splits.classes != subject.classes:
         raise InputError(
-            f"{path} knows {', '.join(subject.classes)} at {size} px, but the data has "
-            f"{', '.join(splits.classes)} at {splits.image_size} px: give data of its kind by "
-            "--data-dir")
+            f"{path} knows {', '.join(subject.classes)}, but the data has "
+            f"{', '.join(splits.classes)}: give data of its kind by --data-dir")
     return splits
 
 

@@ -1,7 +1,8 @@
 """A user's own pictures: the likeliest classes of each, and a heat map beside each photo."""
 import os
 from collections.abc import Sequence
-from glob import escape, glob
+from glob import glob
+from itertools import chain
 from pathlib import Path
 
 import cv2
@@ -39,7 +40,6 @@ def explain_pictures(ckpt: str, cam: str, layer: str | None, paths: Sequence[str
     if not files:
         raise InputError(f"--images {' '.join(paths)}: no picture there ({', '.join(SUFFIXES)})")
     print(say("{0} on {1:#picture}", subject, len(files)))
-    fit = subject.card.get("fit", "pad")
     names = shorten(subject.classes, 18)
     table, shown = [], []
     for file in tqdm(files, "pictures", unit="picture", disable=None):
@@ -48,19 +48,18 @@ def explain_pictures(ckpt: str, cam: str, layer: str | None, paths: Sequence[str
         except InputError as error:
             tqdm.write(f"left out: {error}")
             continue
-        probs = subject.probs(image)[0]
-        values, indices = probs.topk(min(len(COLUMNS) // 2, len(probs)))
-        likeliest = [(subject.classes[k], p) for k, p in zip(indices, values.tolist())]
+        values, indices = subject.probs(image)[0].topk(min(3, len(names)))
+        likeliest = [(subject.classes[k], share) for k, share in zip(indices, values.tolist())]
         words = [say("{0} {1:%1}", names[name], share) for name, share in likeliest]
         tqdm.write(f"{file}: {', '.join(words)}")
-        table.append([file, *sum(likeliest, ())])
+        table.append([file, *chain(*likeliest)])
         if len(shown) < SHOWN:
             close = indices[:2][values[:2] > CLOSE * values[0]]
-            maps = subject.heat(image.repeat(len(close), 1, 1, 1), close)
-            photo = read_picture(file, PX, fit)
-            overlays = [overlay(photo, heat) for heat in maps]
-            heads = ["photo", *words[: len(close)]]
-            shown.append(([photo.transpose(1, 2, 0), *overlays], heads, short(file[-40:], 40)))
+            maps = subject.heat(image.expand(len(close), -1, -1, -1), close)
+            photo = read_picture(file, PX, subject.card.get("fit", "pad"))
+            pictures = [("photo", photo.transpose(1, 2, 0))]
+            pictures += [(word, overlay(photo, heat)) for word, heat in zip(words, maps)]
+            shown.append((pictures, short(file[-40:], 40)))
 
     unread = len(files) - len(table)
     if not table:
@@ -75,19 +74,12 @@ def explain_pictures(ckpt: str, cam: str, layer: str | None, paths: Sequence[str
 
 def find_pictures(paths: Sequence[str]) -> list[str]:
     """The files named, those that match a pattern which the shell left as it is, and those with a
-    picture's suffix in the folders named; none hidden.
-
-    Raises:
-        InputError: a pattern that nothing matches.
-    """
+    picture's suffix in the folders named, none hidden; a name without a file is kept, to be said
+    missing when it is its turn."""
     found = []
     for path in paths:
         named = [path] if os.path.lexists(path) else sorted(glob(path))
-        if not named:
-            if path != escape(path):
-                raise InputError(f"--images {path}: nothing has such a name")
-            named = [path]  # said to be missing when it is its turn
-        for file in named:
+        for file in named or [path]:
             found += walk(file)[0] if os.path.isdir(file) else [file]
     return found
 
@@ -99,9 +91,9 @@ def _show(subject: Subject, shown: Sequence[Strip], folder: Path) -> None:
     strips(shown, 3, folder / "pictures.png", title, note)
     body = (f'<p class="lead">{note} All predictions stand in predictions.csv.</p>\n'
             '<div class="photos">')
-    for pictures, heads, name in shown:
+    for pictures, name in shown:
         body += "<figure>"
-        for pixels, head in zip(pictures, heads):
+        for head, pixels in pictures:
             jpeg = cv2.imencode(".jpg", pixels[:, :, ::-1])[1]
             body += f"<div>{picture(jpeg.tobytes(), 'jpeg')}{text(head)}</div>"
         body += f"<figcaption>{text(name)}</figcaption></figure>"

@@ -53,7 +53,7 @@ def write(folder: Path) -> Path:
     body = fill(
         "report.html",
         **result,
-        banner=SYNTHETIC * result["synthetic"],
+        banner=SYNTHETIC if result["synthetic"] else "",
         findings=_each(FINDING, findings(result)),
         claims=_each(CLAIM, claims(result)),
         confused=_each(CONFUSED, result["most_confused"]),

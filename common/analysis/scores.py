@@ -108,11 +108,10 @@ def examples(rows: Sequence[Json], order: Sequence[int], confusions: Sequence[Js
     kinds = defaultdict(list)  # (true, predicted) -> positions
     for i in order:
         kinds[kind(rows[i])].append(i)
-    wrong = [i for i in order if rows[i]["true"] != rows[i]["predicted"]]
-    wrong.sort(key=lambda i: -rows[i]["loss"])
-    names = sorted({true for true, _ in kinds})[:MAX_CLASSES]
+    by_loss = sorted(order, key=lambda i: -rows[i]["loss"])
+    names = sorted({row["true"] for row in rows})[:MAX_CLASSES]
     return {
-        "errors": wrong[:errors],
+        "errors": [i for i in by_loss if rows[i]["true"] != rows[i]["predicted"]][:errors],
         "heat_right": [i for name in names for i in kinds[name, name][:3]],
         "heat_wrong": [
             max(kinds[kind(one)], key=lambda i: rows[i]["confidence"]) for one in confusions

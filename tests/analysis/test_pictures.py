@@ -1,9 +1,7 @@
 """analyze.py --images: a line a picture, a table of all, heat maps; what is broken is named."""
-
 import csv
 import html
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,27 +9,31 @@ import numpy as np
 import pytest
 import torch
 
-import train_baseline
 from common.analysis import pictures
 from common.analysis.inputs import Subject
-from common.config import Runtime
+from common.config import Recipe, Runtime, Stage
+from common.data.splits import Splits
 from common.errors import InputError, RunError
+from common.training.lifecycle import build_model, open_run
+from common.training.loop import fit
 from conftest import ROOT, write_image
 
-TINY = replace(
-    train_baseline.DEFAULT, epochs=1, batch_size=50, synthetic=True, train_limit=100, val_size=50
-)
+TINY = Recipe(epochs=1, batch_size=50)
 HERE = Runtime(device="cpu", out="out")
 
 
 @pytest.fixture(scope="module")
-def ckpt(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint trained on the drawn set."""
-    folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train_baseline.train(TINY, Runtime(device="cpu", run_name="tiny"))
-    return folder / "runs" / "train_baseline" / "tiny" / "best.pt"
+def ckpt(splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint trained on drawn images."""
+    runtime = Runtime(device="cpu", out=str(tmp_path_factory.mktemp("trained")), run_name="tiny")
+    run = open_run("script", TINY, runtime, splits, build_model(TINY, splits))
+    fit(run, Stage("train", 1, 1e-2))
+    return run.folder / "best.pt"
+
+
+def explain(ckpt: Path, *paths: object) -> int:
+    """Exit code of `analyze.py --images` with these paths, in the current folder."""
+    return pictures.explain_pictures(str(ckpt), "hirescam", None, [*map(str, paths)], HERE)
 
 
 @pytest.fixture
@@ -50,25 +52,22 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_pictures_are_named_explained_and_the_broken_left_out(
     ckpt: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paths = [str(photos), str(photos / "nowhere.png")]
-    assert pictures.explain_pictures(str(ckpt), "hirescam", None, paths, HERE) == 1
-    lines = capsys.readouterr().out.splitlines()
-    named = ["a <b>$5.png", "broken.png", "猫.JPG", "nowhere.png"]
-    assert len(lines) == 1 + len(named) + 1
-    for name, line in zip(named, lines[1:]):
-        assert name in line and line.startswith("left out: ") == (
-            name in ("broken.png", "nowhere.png")
-        )
-    assert lines[-1].startswith("2 pictures, 2 left out; report: ")
+    assert explain(ckpt, photos, photos / "nowhere.png") == 1
+    _, *lines, last = capsys.readouterr().out.splitlines()
+    for name, line in zip(["a <b>$5.png", "broken.png", "猫.JPG", "nowhere.png"], lines,
+                          strict=True):
+        left_out = name in ("broken.png", "nowhere.png")
+        assert name in line and line.startswith("left out: ") == left_out
+    assert last.startswith("2 pictures, 2 left out; report: ")
 
     folder = Path("out/analyze/tiny-pictures")
     with open(folder / "predictions.csv", newline="", encoding="utf-8") as file:
         table = list(csv.DictReader(file))
     assert [Path(row["name"]).name for row in table] == ["a <b>$5.png", "猫.JPG"]
     for row in table:
-        chances = [float(row[f"probability{i}"]) for i in (1, 2, 3)]
-        assert chances == sorted(chances, reverse=True) and sum(chances) <= 1 + 1e-6
-        assert f"{row['class1']} {100 * chances[0]:.1f} %" in "\n".join(lines)
+        shares = [float(row[f"probability{i}"]) for i in (1, 2, 3)]
+        assert shares == sorted(shares, reverse=True) and sum(shares) <= 1 + 1e-6
+        assert f"{row['class1']} {100 * shares[0]:.1f} %" in "\n".join(lines)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert html.escape("a <b>$5.png") in page and "<b>$5" not in page
     assert page.count("<figure>") == 2 and 4 <= page.count("data:image/jpeg;base64,") <= 6
@@ -78,23 +77,18 @@ def test_pictures_are_named_explained_and_the_broken_left_out(
 def test_pictures_need_no_training_data_and_keep_their_folder(
     ckpt: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (photos / "broken.png").unlink()
     monkeypatch.setattr("common.analysis.inputs.load_splits", None)
-    moved = shutil.copy(ckpt, photos.parent / "best.pt")
-    assert pictures.explain_pictures(str(moved), "hirescam", None, ["photos"], HERE) == 0
-    assert pictures.explain_pictures(str(moved), "hirescam", None, ["photos"], HERE) == 0
-    one = ["photos/a <b>$5.png"]
-    assert pictures.explain_pictures(str(moved), "hirescam", None, one, HERE) == 0
+    assert explain(ckpt, "photos/sub") == explain(ckpt, "photos/sub") == 0
+    assert explain(ckpt, "photos/a <b>$5.png") == 0
     names = sorted(path.name for path in Path("out/analyze").iterdir())
-    assert names == [names[0], f"{names[0]}-2"] and names[0].endswith("-pictures")
+    assert names == ["tiny-pictures", "tiny-pictures-2"]
 
 
 def test_the_page_is_bounded_and_the_table_is_not(
     ckpt: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures, "SHOWN", 2)
-    files = [str(photos / "a <b>$5.png")] * 5
-    assert pictures.explain_pictures(str(ckpt), "hirescam", None, files, HERE) == 0
+    assert explain(ckpt, *[photos / "a <b>$5.png"] * 5) == 0
     folder = Path("out/analyze/tiny-pictures")
     assert (folder / "report.html").read_text(encoding="utf-8").count("<figure>") == 2
     assert len((folder / "predictions.csv").read_text(encoding="utf-8").splitlines()) == 6
@@ -108,25 +102,22 @@ def test_the_second_class_is_explained_where_it_is_close(
     for second in (3.0, 1.0):
         probs = torch.tensor([[0.0, 3.5, second, *[-5.0] * 7]]).softmax(1)
         monkeypatch.setattr(Subject, "probs", lambda *_, probs=probs: probs)
-        pictures.explain_pictures(str(ckpt), "hirescam", None, [str(photos / "a <b>$5.png")], HERE)
-    assert [len(shown) for shown, _, _ in seen] == [3, 2]
-    assert [heads[0] for _, heads, _ in seen] == ["photo", "photo"]
-    assert [heads[1].split()[0] for _, heads, _ in seen] == ["ring", "ring"]
+        explain(ckpt, photos / "a <b>$5.png")
+    heads = [[head.split()[0] for head, _ in shown] for shown, _ in seen]
+    assert heads == [["photo", "ring", "square"], ["photo", "ring"]]
 
 
-def test_a_folder_without_pictures_or_a_pattern_without_files_is_one_line(
-    ckpt: Path, tmp_path: Path
-) -> None:
-    for path, words in ((tmp_path, "no picture there"), (tmp_path / "*.jpg", "nothing has such")):
-        with pytest.raises(InputError, match=words):
-            pictures.explain_pictures(str(ckpt), "hirescam", None, [str(path)], HERE)
+def test_a_folder_without_pictures_is_one_line(ckpt: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no picture there"):
+        explain(ckpt, tmp_path)
 
 
 def test_a_pattern_that_the_shell_left_is_expanded(photos: Path) -> None:
     assert pictures.find_pictures(["photos/*.png", "photos/s?b"]) == [
         "photos/a <b>$5.png", "photos/broken.png", "photos/sub/猫.JPG"]
     write_image(photos / "[1].png", np.zeros((3, 8, 8), np.uint8))
-    assert pictures.find_pictures(["photos/[1].png"]) == ["photos/[1].png"], "a file's own name"
+    names = ["photos/[1].png", "photos/*.gif"]
+    assert pictures.find_pictures(names) == names, "a file's own name, and what is missing"
 
 
 def test_no_report_is_named_where_no_picture_can_be_read(
@@ -134,13 +125,13 @@ def test_no_report_is_named_where_no_picture_can_be_read(
 ) -> None:
     """The report of an earlier run, when the picture was whole, is neither named nor lost."""
     file = photos / "a <b>$5.png"
-    assert pictures.explain_pictures(str(ckpt), "hirescam", None, [str(file)], HERE) == 0
+    assert explain(ckpt, file) == 0
     report = Path("out/analyze/tiny-pictures/report.html")
     before = report.read_bytes()
     file.write_bytes(b"\x89PNG\r\n")
     capsys.readouterr()
     with pytest.raises(RunError, match="1 picture, none of which can be read: no report"):
-        pictures.explain_pictures(str(ckpt), "hirescam", None, [str(file)], HERE)
+        explain(ckpt, file)
     assert "report.html" not in capsys.readouterr().out and report.read_bytes() == before
 
 
