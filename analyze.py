@@ -46,11 +46,10 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from tqdm import tqdm
 
     from common.analysis import figures, report, scores
-    from common.analysis.faithfulness import faithfulness, heat_below, heat_on_shapes
+    from common.analysis.faithfulness import faithfulness, heat_below
     from common.analysis.findings import findings, is_first_study
     from common.analysis.inputs import CAMS, open_folder, open_splits, open_subject, pick_split
     from common.data.splits import CLASSES
-    from common.data.synthetic import SHAPES
     from common.files import sha256, write_json
     from common.training.console import next_line
     from common.training.runtime import environment, set_up
@@ -96,9 +95,6 @@ def analyze(options: Options, runtime: Runtime) -> Path:
         birds = split.labels == CLASSES.index("bird")
         of_birds = faithfulness(subject, split.images[birds], preds[birds], [cam])
         test["differences"]["bird"] = of_birds["differences"]
-    shapes = [i for i in tested if split.labels[i] < SHAPES]
-    if drawn and shapes:
-        result["on_shape"] = heat_on_shapes(subject, split, options.split, preds, shapes)
     asked = {"errors": [], "heat_right": [(preds, cam)],
              "heat_methods": [(preds, kind) for kind in CAMS]}
     both = [(split.labels, cam), (preds, cam)]

@@ -10,8 +10,6 @@ from tqdm import tqdm
 
 from common.analysis.inputs import CAMS, Subject
 from common.analysis.scores import interval
-from common.data import synthetic
-from common.data.splits import Split
 from common.files import Json
 from common.models.build import in_eval_mode
 
@@ -71,37 +69,9 @@ def _band(curves: Tensor) -> Json:
 
 def heat_below(maps: Tensor) -> Json:
     """Interval of the share of heat in the lower half of (N, H, W) maps, over those with any."""
-    lower = torch.arange(maps.shape[1]) >= maps.shape[1] / 2
-    shares = _heat_inside(maps, lower[:, None])
+    lower = maps[:, (maps.shape[1] + 1) // 2:]
+    shares = lower.sum((1, 2)) / maps.sum((1, 2))  # nan without heat
     return interval(shares[shares.isfinite()])
-
-
-def heat_on_shapes(subject: Subject, split: Split, name: str, preds: Tensor,
-                   some: Sequence[int]) -> Json:
-    """How much of the heat lies on drawn shapes, whose place is known, and how much of the area
-    they cover.
-
-    Args:
-        split: the drawn set's `name`, "test" or "val"; preds (N,): the predicted classes.
-        some: positions of shapes, at least one; textures are everywhere.
-
-    Returns:
-        intervals of `heat` and `area`, fractions, and of their difference, `gain`.
-    """
-    maps = subject.heat(split.images[some], preds[some])
-    pool = synthetic.POOLS["test" if name == "test" else "train"]
-    drawn = torch.from_numpy(synthetic.places(*pool)[split.index[some].tolist()])
-    # Whole pixels at the network's input, as the maps are.
-    places = F.interpolate(drawn[:, None].float(), maps.shape[1:])[:, 0]
-    heat, covered = _heat_inside(maps, places), places.mean((1, 2))
-    found = heat.isfinite()
-    return {"heat": interval(heat[found]), "area": interval(covered[found]),
-            "gain": interval((heat - covered)[found])}
-
-
-def _heat_inside(maps: Tensor, places: Tensor) -> Tensor:
-    """(N,) shares of the heat of (N, H, W) maps that lie in places, 0 or 1; nan without heat."""
-    return (maps * places).sum((1, 2)) / maps.sum((1, 2))
 
 
 def area(curves: Tensor) -> Tensor:

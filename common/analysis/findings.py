@@ -28,8 +28,6 @@ def findings(result: Json) -> list[str]:
     if result["errors"]:
         words += [*_classes(result), _confusions(result)]
     words += [_confidence(result["calibration"]), _faithful(result)]
-    if "on_shape" in result:
-        words.append(_on_shape(result["on_shape"]))
     return words
 
 
@@ -81,14 +79,6 @@ def _faithful(result: Json) -> str:
     judged = [f"{JUDGED[sum(_sides(by[key]))]} {name}" for key, name in OTHERS.items() if key in by]
     return say("Its heat maps ({name}) {opening}: {judged} ({images:#image}; areas {areas}).",
                name=CAMS[cam], opening=opening, judged=", ".join(judged), areas=_areas(by), **test)
-
-
-def _on_shape(found: Json) -> str:
-    """The share of heat on drawn shapes, whose place is known, beside the share of the area."""
-    side = ("as much as", "more than", "less than")[_side(found["gain"])]
-    return say("On drawn shapes lies {heat[mean]:%1} of the heat, {side} their share of the area, "
-               "{area[mean]:%1} ({heat[n]:#image}; difference {gain:±%} points).", side=side,
-               **found)
 
 
 def _sides(by: Json) -> tuple[int, int]:

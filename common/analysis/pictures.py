@@ -1,7 +1,7 @@
 """A user's own pictures: the likeliest classes of each, and a heat map beside each photo."""
 import os
 from collections.abc import Sequence
-from glob import glob
+from glob import escape, glob
 from itertools import chain
 from pathlib import Path
 
@@ -74,11 +74,16 @@ def explain_pictures(ckpt: str, cam: str, layer: str | None, paths: Sequence[str
 
 def find_pictures(paths: Sequence[str]) -> list[str]:
     """The files named, those that match a pattern which the shell left as it is, and those with a
-    picture's suffix in the folders named, none hidden; a name without a file is kept, to be said
-    missing when it is its turn."""
+    picture's suffix in the folders named, none hidden; a missing file, to be named in its turn.
+
+    Raises:
+        InputError: a pattern that nothing matches.
+    """
     found = []
     for path in paths:
         named = [path] if os.path.lexists(path) else sorted(glob(path))
+        if not named and path != escape(path):
+            raise InputError(f"--images {path}: nothing has such a name")
         for file in named or [path]:
             found += walk(file)[0] if os.path.isdir(file) else [file]
     return found

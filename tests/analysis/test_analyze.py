@@ -17,13 +17,12 @@ from torch import Tensor, nn
 import analyze as script
 from analyze import Options, analyze
 from common.analysis import figures, inputs, scores
-from common.analysis.faithfulness import faithfulness, heat_below, heat_on_shapes
+from common.analysis.faithfulness import faithfulness, heat_below
 from common.analysis.gradcam import grad_cam, hires_cam
 from common.config import Recipe, Runtime, Stage
-from common.data import synthetic
-from common.data.augment import Augmentation, Preprocess
+from common.data.augment import Preprocess
 from common.data.sources import load_splits
-from common.data.splits import CLASSES, as_split
+from common.data.splits import CLASSES
 from common.errors import InputError
 from common.files import read_checkpoint, sha256
 from common.models.build import build
@@ -162,7 +161,6 @@ def test_the_report_stands_alone_and_shows_the_numbers_of_analysis_json(
                   result["request"]["ckpt"][:12]):
         assert shown in page
     assert "Synthetic: these images are drawn" in page and "It closed with" not in page
-    assert result["on_shape"]["area"]["n"] > 0 and "On drawn shapes lies" in page
 
 
 def test_the_same_command_writes_the_same_bytes_and_the_checkpoint_stays(
@@ -246,7 +244,7 @@ def test_one_image_gives_no_interval_rather_than_a_wrong_one(
 
 def subject(model: nn.Module) -> inputs.Subject:
     """As much of a Subject as heat maps need; its layer `look` passes the input on."""
-    prepare = Preprocess((0.0,) * 3, (1.0,) * 3, 1, Augmentation(), torch.device("cpu"))
+    prepare = Preprocess((0.0,) * 3, (1.0,) * 3, Recipe(), torch.device("cpu"))
     return inputs.Subject(Path(), "", model, {}, Recipe(), (), prepare, "hirescam", ["look"],
                           "look", "")
 
@@ -311,24 +309,6 @@ def test_heat_is_that_of_the_method_asked_for_at_any_number_of_images(
         torch.testing.assert_close(replace(one, cam=cam).heat(images, targets), expected)
         torch.testing.assert_close(one.heat(images, targets, cam), expected)
     assert one.heat(images[:0], targets[:0]).shape == (0, 32, 32)
-
-
-def test_heat_on_shapes_is_counted_where_they_were_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A map that is hot in the drawn places has all its heat there, a flat one their share of the
-    area."""
-    pool = synthetic.POOLS["test"]
-    (images, labels), places = synthetic.draw(*pool), synthetic.places(*pool)
-    split, preds = as_split(images, labels), torch.from_numpy(labels)
-    some = [i for i in range(60) if labels[i] < synthetic.SHAPES]
-    shown = torch.from_numpy(places[some]).float()
-    outside = 1 - shown.mean((1, 2))
-    for heat, gain in ((shown, outside), (torch.ones_like(shown), 0 * outside)):
-        for n in (len(some), 1):
-            monkeypatch.setattr(inputs.Subject, "heat", lambda *_, maps=heat[:n]: maps)
-            found = heat_on_shapes(subject(nn.Identity()), split, "test", preds, some[:n])
-            assert found["heat"]["n"] == n
-            assert found["area"]["mean"] == pytest.approx(1 - outside[:n].mean().item())
-            assert found["gain"]["mean"] == pytest.approx(gain[:n].mean().item(), abs=1e-6)
 
 
 def test_uneven_classes_and_one_never_predicted() -> None:

@@ -116,8 +116,10 @@ def test_a_pattern_that_the_shell_left_is_expanded(photos: Path) -> None:
     assert pictures.find_pictures(["photos/*.png", "photos/s?b"]) == [
         "photos/a <b>$5.png", "photos/broken.png", "photos/sub/猫.JPG"]
     write_image(photos / "[1].png", np.zeros((3, 8, 8), np.uint8))
-    names = ["photos/[1].png", "photos/*.gif"]
+    names = ["photos/[1].png", "photos/none.png"]
     assert pictures.find_pictures(names) == names, "a file's own name, and what is missing"
+    with pytest.raises(InputError, match="nothing has such"):
+        pictures.find_pictures(["photos/*.gif"])
 
 
 def test_no_report_is_named_where_no_picture_can_be_read(

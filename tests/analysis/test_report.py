@@ -94,17 +94,6 @@ def test_the_heat_maps_are_named_and_compared_with_the_others(result: dict[str, 
     assert findings(result)[4].startswith("Its heat maps (Grad-CAM) point")
 
 
-@pytest.mark.parametrize(("gain", "side"), [
-    (sure(0.1, 0.2), "more than"), (sure(-0.1, 0.2), "as much as"), (sure(-0.2, -0.1), "less than")
-])
-def test_heat_on_drawn_shapes_is_compared_with_their_area(
-    result: dict[str, Any], gain: dict, side: str
-) -> None:
-    result["on_shape"] = {"heat": sure(0.3, 0.5, 49), "area": sure(0.1, 0.3), "gain": gain}
-    words = f"On drawn shapes lies 40.0 % of the heat, {side} their share of the area, 20.0 % (49"
-    assert findings(result)[5].startswith(words)
-
-
 @pytest.mark.parametrize(("classes", "words"), [
     (1, []), (2, ["a 90.0 %; least often: b 80.0 %."]), (3, ["a 90.0 %; least often: c 70.0 %."]),
     (4, ["a 90.0 %, b 80.0 %; least often: d 60.0 %, c 70.0 %."]),
