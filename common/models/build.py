@@ -2,14 +2,13 @@
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from common.errors import InputError
-from common.files import Json
 from common.models.cnn import ImprovedCNN, SimpleCNN
 from common.models.efficientnet import PADDING_IMAGE_SIZE, efficientnet_b2
 from common.models.se_resnet import SEResNet18
@@ -77,15 +76,6 @@ def build(name: str, num_classes: int = 10, *, input_size: int = 32, stem: str =
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = bn_momentum
     return model
-
-
-def architecture(name: str, **arguments: Any) -> Json:
-    """What a checkpoint stores: the name and every argument of `build`, defaults included.
-
-    `build(**architecture(...))` gives the same network.
-    """
-    # Spelled out, so that a later change of a default does not change an old checkpoint.
-    return {"name": name, **build.__kwdefaults__, **arguments}
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -1,7 +1,6 @@
 """What a training history says: its phases, whether the net over- or underfits, and why, in words.
 """
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from numpy import ndarray
@@ -27,20 +26,13 @@ COLUMNS = ("train_loss", "val_loss", "train_top1", "val_top1")
 Phase = tuple[int, int, str]  # first and last epoch, what happened
 
 
-class Diagnosis(NamedTuple):
-    """What a history says; epochs are 1-based and ranges include both ends."""
-
-    phases: list[tuple[str, int, int]]  # name, first and last epoch
-    gap: float  # train - val top-1, fraction
-    verdict: str  # overfit | underfit | good fit | nothing learned | too short to tell
-    words: list[str]  # whole sentences
-
-
 def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int = 10,
-             regularised: bool = False, val_images: int = MIN_VAL) -> Diagnosis:
-    """Phases, verdict and words computed from a run's history; several stages count as one.
+             regularised: bool = False, val_images: int = MIN_VAL) -> tuple[str, list[str]]:
+    """(verdict, sentences) computed from a run's history; several stages count as one.
 
-    Phases are found on curves averaged over three epochs, the numbers in `words` are the rows' own:
+    The verdict is overfit, underfit, good fit, nothing learned or too short to tell.
+
+    Phases are found on curves averaged over three epochs, the numbers told are the rows' own:
     *fast learning* runs until val top-1 has made 80 % of its rise; *divergence* from where the
     train - val gap stays above 5 points until overfitting starts; *overfitting* from the epoch
     after the lowest val loss, if that loss ends 5 % higher while train loss went on falling.
@@ -53,18 +45,15 @@ def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int =
         regularised: train_top1 was measured under augmentation or dropout.
         val_images: how many val has; of a small one no phases are told.
     """
-    found, best = _phases(history), best_row(history)
-    phases, words = [], []
-    told = found if val_images >= MIN_VAL else {}
-    for name, (start, end, said) in told.items():
-        phases.append((name, start, end))
+    phases, best = _phases(history), best_row(history)
+    words = []
+    for name, (start, end, said) in phases.items() if val_images >= MIN_VAL else ():
         span = f"epochs {start}-{end}" if start < end else f"epoch {start}"
         words.append(f"{name.capitalize()}, {span}: {said}.")
 
     running, val = best["train_top1"], best["val_top1"]
-    gap = clean_train_top1 - val
     words.append(f"Plain train images {percent(clean_train_top1)}, val {percent(val)} at the best "
-                 f"epoch ({best['epoch']}): gap {_points(gap)}.")
+                 f"epoch ({best['epoch']}): gap {_points(clean_train_top1 - val)}.")
     if regularised:
         where = "below" if running < val else "above"
         if percent(running) == percent(val):  # as they are shown
@@ -72,9 +61,9 @@ def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int =
         words.append(f"During that epoch, augmented, train accuracy was {percent(running)}, "
                      f"{where} val: the two are not the same measurement.")
     val_top1 = [row["val_top1"] for row in history]
-    verdict, reason = _verdict(val_top1, clean_train_top1, "overfitting" in found, classes)
+    verdict, reason = _verdict(val_top1, clean_train_top1, "overfitting" in phases, classes)
     words.append(f"Verdict: {verdict}. {reason}")
-    return Diagnosis(phases, gap, verdict, words)
+    return verdict, words
 
 
 def _turn(train: ndarray, val: ndarray) -> int:

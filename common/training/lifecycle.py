@@ -13,7 +13,8 @@ from common.data.augment import Preprocess
 from common.data.splits import Splits
 from common.files import Json, write_csv, write_json
 from common.metrics import confusion_matrix, wilson_interval
-from common.models.build import architecture, build, count_parameters, describe
+from common.models.build import build, count_parameters, describe
+from common.models.efficientnet import PADDING_IMAGE_SIZE
 from common.models.weights import LITE2_ORIGIN, load_weights, retake_statistics
 from common.training import console
 from common.training.curves import MAX_TILES, augmented_batch, curves, sample_grid
@@ -34,10 +35,12 @@ def build_model(recipe: Recipe, splits: Splits) -> Module:
 
 
 def _architecture(recipe: Recipe, splits: Splits) -> Json:
-    """Arguments of `build`."""
-    return architecture(recipe.model, num_classes=len(splits.classes),
-                        input_size=splits.image_size * recipe.resize, stem=recipe.stem,
-                        dropout=recipe.dropout, bn_momentum=recipe.bn_momentum)
+    """Every argument of `build`, as a checkpoint keeps them: a later change of a default does not
+    change an old network."""
+    return {"name": recipe.model, "num_classes": len(splits.classes),
+            "input_size": splits.image_size * recipe.resize, "stem": recipe.stem,
+            "dropout": recipe.dropout, "bn_momentum": recipe.bn_momentum,
+            "padding_image_size": PADDING_IMAGE_SIZE}
 
 
 def open_run(script: str, recipe: Recipe, runtime: Runtime, splits: Splits, model: Module) -> Run:
@@ -136,8 +139,8 @@ def finish(run: Run, copy_best: bool = True) -> None:
     # The epochs' train accuracy is of weights that still moved, on augmented images; this is not.
     clean_loss, clean_top1 = evaluate(model, splits.train, run.prepare, run.amp)
     test = _test(run)
-    told = diagnose(history, clean_top1, classes=len(splits.classes), val_images=len(splits.val),
-                    regularised=run.prepare.augments)
+    verdict, diagnosis = diagnose(history, clean_top1, classes=len(splits.classes),
+                                  val_images=len(splits.val), regularised=run.prepare.augments)
     curves(history, folder / "curves.png", f"{run.script} / {folder.name} ({splits.source})")
     # Of the last stage, which trains the whole network.
     rate = max(row["images_per_s"] for row in history if row["stage"] == last["stage"])
@@ -153,7 +156,7 @@ def finish(run: Run, copy_best: bool = True) -> None:
         "wall_seconds": perf_counter() - run.runtime.started, "resumed": bool(run.optimizer_state),
         "parameters": count_parameters(model),
         "peak_memory_bytes": cuda.max_memory_allocated() or None,  # of a GPU
-        "verdict": told.verdict, "diagnosis": told.words,
+        "verdict": verdict, "diagnosis": diagnosis,
         "versions": run.card["versions"],
     }
     write_json(folder / "result.json", result)  # its presence says that the run is finished
