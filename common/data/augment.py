@@ -18,8 +18,8 @@ from common.data.splits import Splits
 DRAWS = (2, 1, 1, 3, 5)  # uniform numbers an image: crop, flip, rotation, jitter, erasing
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as in torchvision
 # Mean and standard deviation of each channel by which the input is scaled; else the data's own.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SCALINGS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
+SCALINGS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            "half": ((0.5,) * 3, (0.5,) * 3)}
 # In the order of Augmentation's fields.
 WORDS = ("crop ±{} px", "flip", "rotation ±{:g}°", "colour jitter {:g}", "random erasing {:g}",
          "CutMix {:g}")
@@ -121,9 +121,7 @@ class Preprocess:
             x = warp(x, dy, dx, flip, degrees, size)
         else:
             # Without rotation whole pixels move: gathering them is exact and cheaper than sampling.
-            if spec.crop_padding or spec.flip:
-                x = crop_flip(x, shifts[0], shifts[1], flip, spec.crop_padding)
-            x = _enlarge(x, self.resize)
+            x = _enlarge(crop_flip(x, *shifts, flip, spec.crop_padding), self.resize)
         x = torch.addcmul(self.shift, x, self.scale)
         if spec.random_erasing:
             x = erase(x, *erase_box(for_erasing, spec.random_erasing, size))

@@ -111,18 +111,20 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
     kinds = len(classes)
     pool = train = pools["train"]
     test, val = pools.get("test"), pools.get("val")
+    sizes = np.bincount(pool.labels, minlength=kinds)
+    if sizes.min() < 4 - len(pools):  # train must give one for each part that the source lacks
+        raise InputError(f"{classes[sizes.argmin()]} has too few images: train, val and test need "
+                         "one each")
     if not test:
-        _check_sizes(train, classes)
-        turns = _turns(train, classes, max(len(pool) // 5, kinds))
+        turns = _turns(train, kinds, max(len(pool) // 5, kinds))
         test, train = train.take(turns < 0), train.take(turns >= 0)
     if not val:
-        _check_sizes(train, classes)
         val_size = val_size or max(len(pool) // 10, kinds)
         _check_size("--val-size", val_size, kinds, len(train) - kinds)
     elif val_size:
         raise InputError(f"--val-size {val_size} has no effect: the data has a val folder of its "
                          "own; leave the flag out")
-    turns = _turns(train, classes, val_size or 0)
+    turns = _turns(train, kinds, val_size or 0)
     val = val or train.take(turns < 0)
     kept = turns >= 0
     if train_limit:
@@ -150,7 +152,7 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
 def _is_cifar10(pools: dict[str, Split], classes: Names) -> bool:
     """Whether these are all images of CIFAR-10, known by their number, size and brightness; single
     images may have been compressed."""
-    held = [pools[part].images for part in ("train", "val") if part in pools]
+    held = [pool.images for part, pool in pools.items() if part != "test"]
     sizes = sum(map(len, held)), len(pools.get("test", ())), held[0].shape[1:]
     if classes != CLASSES or sizes != (50_000, 10_000, (3, 32, 32)):
         return False
@@ -163,16 +165,8 @@ def _repeats(train: Split, val: Split, test: Split) -> Names:
     repeats = sum(hash(image.tobytes()) in seen for image in test.images.numpy())
     if not repeats:
         return ()
-    return (f"{count(repeats, 'test image')} of {len(test):,} {'is' if repeats == 1 else 'are'} "
-            "in train or val, too, pixel for pixel: that part of the test tells nothing",)
-
-
-def _check_sizes(pool: Split, classes: Names) -> None:
-    """Raise InputError where a class cannot be cut in two."""
-    sizes = np.bincount(pool.labels, minlength=len(classes))
-    if sizes.min() < 2:
-        raise InputError(f"{classes[sizes.argmin()]} has too few images: train, val and test need "
-                         "one each")
+    return (f"test images that are in train or val, too, pixel for pixel: {repeats:,} of "
+            f"{len(test):,}; that part of the test tells nothing",)
 
 
 def _check_size(flag: str, size: int, least: int, most: int) -> None:
@@ -181,9 +175,9 @@ def _check_size(flag: str, size: int, least: int, most: int) -> None:
         raise InputError(f"{flag} {size} must lie between {least} (one a class) and {most}")
 
 
-def _turns(pool: Split, classes: Names, total: int) -> ndarray:
+def _turns(pool: Split, kinds: int, total: int) -> ndarray:
     """(N,) int64: each image's turn in its class, shuffled; below 0 are the `total` held out."""
-    sizes = np.bincount(pool.labels, minlength=len(classes))
+    sizes = np.bincount(pool.labels, minlength=kinds)
     rng = np.random.RandomState(SPLIT_SEED)  # its stream is frozen by numpy's compatibility policy
     turns = np.empty(len(pool), np.int64)
     for k, held in enumerate(_quota(sizes, total)):
