@@ -27,7 +27,7 @@ from common.data.sources import CLASSES, FOLDER, URL, load_splits
 from common.data.splits import Splits
 from common.errors import InputError
 from conftest import ROOT, write_image
-from photos import in_source_order, load, refusal
+from loading import in_source_order, load, refusal
 
 Tree = Callable[..., Path]
 Archive = Callable[..., bytes]
