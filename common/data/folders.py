@@ -60,7 +60,7 @@ def read_tree(folder: Path, size: int | None,
         if len(others) > 4:
             kinds.append("…")
         notes += (f"{count(others.total(), 'other file')} left out ({', '.join(kinds)})",)
-    pools: dict[str, Split] = {}
+    pools = {}
     ends = np.cumsum([len(files) for files in listing.values()])
     for (part, files), pictures in zip(listing.items(), np.split(images, ends)):
         classes, labels = np.unique([name for name, _ in files], return_inverse=True)
@@ -79,8 +79,7 @@ def walk(folder: str | Path) -> tuple[list[str], Counter[str]]:
     Raises:
         InputError: a folder that cannot be read.
     """
-    found: list[str] = []
-    others: Counter[str] = Counter()
+    found, others = [], Counter()
     seen = set(Path(folder).resolve().parents)
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = Path(place).resolve()
@@ -103,8 +102,7 @@ def walk(folder: str | Path) -> tuple[list[str], Counter[str]]:
 def _find(folder: Path) -> tuple[dict[str, list[tuple[str, str]]], Counter[str]]:
     """(for each part its pictures: class, path; the other files); no part in an unknown layout."""
     roots, others = _roots(folder)
-    listing: dict[str, list[tuple[str, str]]] = {part: [] for part in roots}
-    classes = set()
+    listing, classes = {part: [] for part in roots}, set()
     for part, root in roots.items():
         below, files = _top(root)
         others.update(map(_suffix, files))
@@ -134,7 +132,7 @@ def _find(folder: Path) -> tuple[dict[str, list[tuple[str, str]]], Counter[str]]
 def _roots(folder: Path) -> tuple[dict[str, str], Counter[str]]:
     """(for each part the folder of its class folders; what lies beside those)."""
     below, files = _top(folder)
-    parts: dict[str, str] = {}
+    parts = {}
     for path in below:
         part = PARTS.get(os.path.basename(path).lower())
         if part in parts:
@@ -290,10 +288,8 @@ def _decode(path: str | Path) -> ndarray:
             raise InputError(f"{path} needs more memory than there is: make it smaller, or remove "
                              "it") from None
         picture = None
-    if picture is None:
+    if picture is None or not _is_whole(content.tobytes()):
         raise InputError(f"{path} is not a readable image: remove or replace it")
-    if not _is_whole(content.tobytes()):
-        raise InputError(f"{path} is damaged (it has no end): remove or replace it")
     return picture
 
 

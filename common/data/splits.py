@@ -1,5 +1,6 @@
 """Train, val and test, held whole as uint8 on one device."""
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -138,7 +139,7 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
         if "val" not in pools:
             parts += f" and {len(val):,} val images"
         notes += (f"split here, class by class, the same in every run: {parts}",)
-    notes += _warnings(val, train, classes) + _repeats(train, val, test)
+    notes += tuple(_warnings(train, val, test, classes))
     mean, std = channel_statistics(train.images)
     split_hash = _split_hash(pool, train, val, classes)
     identity = _identity((train, val, test), classes)
@@ -159,14 +160,22 @@ def _is_cifar10(pools: dict[str, Split], classes: Names) -> bool:
     return np.allclose(channel_statistics(torch.cat(held)), CIFAR10_STATISTICS, rtol=0, atol=1e-3)
 
 
-def _repeats(train: Split, val: Split, test: Split) -> Names:
-    """A sentence on test images that training has seen, pixel for pixel."""
+def _warnings(train: Split, val: Split, test: Split, classes: Names) -> Iterator[str]:
+    """Sentences about a val split too small to trust, classes of very unlike size, and test images
+    that training has seen."""
+    if len(val) < FEW_VAL_IMAGES:
+        yield (f"val has only {count(len(val), 'image')}, each {percent(1 / len(val), 0)} of its "
+               "accuracy: small differences mean nothing")
+    sizes = np.bincount(train.labels)
+    small, large = sizes.argmin(), sizes.argmax()
+    if sizes[small] * 10 <= sizes[large]:
+        yield (f"{classes[small]} has {count(sizes[small], 'training image')}, {classes[large]} "
+               f"{sizes[large]:,}: --class-weights gives both the same say")
     seen = {hash(image.tobytes()) for split in (train, val) for image in split.images.numpy()}
     repeats = sum(hash(image.tobytes()) in seen for image in test.images.numpy())
-    if not repeats:
-        return ()
-    return (f"test images that are in train or val, too, pixel for pixel: {repeats:,} of "
-            f"{len(test):,}; that part of the test tells nothing",)
+    if repeats:
+        yield (f"test images that are in train or val, too, pixel for pixel: {repeats:,} of "
+               f"{len(test):,}; that part of the test tells nothing")
 
 
 def _check_size(flag: str, size: int, least: int, most: int) -> None:
@@ -216,20 +225,6 @@ def _identity(splits: tuple[Split, ...], classes: Names) -> str:
         digest.update(split.images.numpy())
         digest.update(split.labels.numpy())
     return digest.hexdigest()
-
-
-def _warnings(val: Split, train: Split, classes: Names) -> Names:
-    """Sentences about a val split too small to trust and about classes of very unlike size."""
-    notes: Names = ()
-    if len(val) < FEW_VAL_IMAGES:
-        notes += (f"val has only {count(len(val), 'image')}, each {percent(1 / len(val), 0)} of "
-                  "its accuracy: small differences mean nothing",)
-    sizes = np.bincount(train.labels)
-    small, large = sizes.argmin(), sizes.argmax()
-    if sizes[small] * 10 <= sizes[large]:
-        notes += (f"{classes[small]} has {count(sizes[small], 'training image')}, {classes[large]} "
-                  f"{sizes[large]:,}: --class-weights gives both the same say",)
-    return notes
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:

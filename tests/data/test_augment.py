@@ -274,7 +274,7 @@ def test_a_seeded_generator_decides_everything() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1 - 2**-24])
-@pytest.mark.parametrize("spec", [FULL, MOVED, Augmentation(64, True), Augmentation(64, False, 180, 1, 1)],
+@pytest.mark.parametrize("spec", [FULL, MOVED, Augmentation(64), Augmentation(64, rotation=180)],
                          ids=repr)
 def test_the_ends_of_the_draw_stay_in_bounds(spec: Augmentation, value: float,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
