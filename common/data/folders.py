@@ -121,7 +121,7 @@ def _find(folder: Path) -> tuple[dict[str, list[tuple[str, str]]], Counter[str]]
         if gone := classes - {name for name, _ in pairs}:
             raise InputError(f"{os.path.join(roots[part], min(gone))} holds no picture: add some "
                              f"(convert what is not {' '.join(SUFFIXES)}), or remove the class "
-                             "from train, val and test")
+                             "wherever it is")
         pairs.sort()
         if all(Path(path).stem.isdecimal() for _, path in pairs):
             # CIFAR-10's own index: in its order the split is that of the official batches.

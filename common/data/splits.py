@@ -117,7 +117,7 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
         raise InputError(f"{classes[sizes.argmin()]} has too few images: train, val and test need "
                          "one each")
     if not test:
-        turns = _turns(train, kinds, max(len(pool) // 5, kinds))
+        turns = _turns(train, max(len(pool) // 5, kinds))
         test, train = train.take(turns < 0), train.take(turns >= 0)
     if not val:
         val_size = val_size or max(len(pool) // 10, kinds)
@@ -125,7 +125,7 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
     elif val_size:
         raise InputError(f"--val-size {val_size} has no effect: the data has a val folder of its "
                          "own; leave the flag out")
-    turns = _turns(train, kinds, val_size or 0)
+    turns = _turns(train, val_size or 0)
     val = val or train.take(turns < 0)
     kept = turns >= 0
     if train_limit:
@@ -184,12 +184,11 @@ def _check_size(flag: str, size: int, least: int, most: int) -> None:
         raise InputError(f"{flag} {size} must lie between {least} (one a class) and {most}")
 
 
-def _turns(pool: Split, kinds: int, total: int) -> ndarray:
+def _turns(pool: Split, total: int) -> ndarray:
     """(N,) int64: each image's turn in its class, shuffled; below 0 are the `total` held out."""
-    sizes = np.bincount(pool.labels, minlength=kinds)
     rng = np.random.RandomState(SPLIT_SEED)  # its stream is frozen by numpy's compatibility policy
     turns = np.empty(len(pool), np.int64)
-    for k, held in enumerate(_quota(sizes, total)):
+    for k, held in enumerate(_quota(np.bincount(pool.labels), total)):
         members = rng.permutation(np.flatnonzero(pool.labels == k))
         turns[members] = np.arange(len(members)) - held
     return turns
