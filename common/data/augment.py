@@ -17,8 +17,8 @@ from common.data.splits import Splits
 DRAWS = (2, 1, 1, 3, 5)  # uniform numbers an image: crop, flip, rotation, jitter, erasing
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as in torchvision
 # Mean and standard deviation of each channel by which the input is scaled; else the data's own.
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SCALINGS = {"imagenet": (IMAGENET_MEAN, IMAGENET_STD), "half": ((0.5,) * 3, (0.5,) * 3)}
+SCALINGS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+            "half": ((0.5,) * 3, (0.5,) * 3)}
 # What a recipe may do to the train split, in words; 0 is none of it.
 WORDS = {"crop_padding": "crop ±{} px", "flip": "flip", "rotation": "rotation ±{:g}°",
          "jitter": "colour jitter {:g}", "random_erasing": "random erasing {:g}",
@@ -104,9 +104,7 @@ class Preprocess:
             x = warp(x, dy, dx, flip, degrees, size)
         else:
             # Without rotation whole pixels move: gathering them is exact and cheaper than sampling.
-            if recipe.crop_padding or recipe.flip:
-                x = crop_flip(x, shifts[0], shifts[1], flip, recipe.crop_padding)
-            x = _enlarge(x, self.resize)
+            x = _enlarge(crop_flip(x, *shifts, flip, recipe.crop_padding), self.resize)
         x = torch.addcmul(self.shift, x, self.scale)
         if recipe.random_erasing:
             x = erase(x, *erase_box(for_erasing, recipe.random_erasing, size))

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 import cv2
 import numpy as np
@@ -31,9 +31,10 @@ RUN, LINK = "run folder", "link to a folder read already"  # what else may be le
 # What decoders print when pixels are lost; after any other warning the picture is whole. Bytes
 # before a JPEG's end (0xd9) come after all pixels.
 LOST = re.compile("Corrupt JPEG data(?!.*(0xd9|ICC))|Premature end|libpng error")
+# Of a JPEG's header: 0xff, filled up with more of it, a kind, a length; 0xda begins the picture.
+SEGMENT = re.compile(rb"\xff+[^\xff\xda](..)", re.DOTALL)
 DEFAULT_SIZE = 64  # of pictures that are not all square, equal and small
 LARGEST_AS_IS = 96
-Listing = dict[str, list[tuple[str, int]]]  # for each part its pictures: name, label
 
 
 def read_tree(folder: Path, size: int | None,
@@ -49,18 +50,19 @@ def read_tree(folder: Path, size: int | None,
         InputError: a folder or picture that cannot be used, by its name.
     """
     folder = folder.resolve()  # however it was named, its cache is the same
-    listing, classes, others = _find(folder)
-    if len(classes) < 2 or not any(listing.values()):
+    listing, others = _find(folder)
+    if not listing:
         return None
-    names = [name for files in listing.values() for name, _ in files]
-    images, notes = _read_all(folder, names, size, fit)
+    paths = [path for files in listing.values() for _, path in files]
+    images, notes = _read_all(folder, paths, size, fit)
     if others:
         notes += (f"{count(others.total(), 'other file')} left out ({in_words(others)})",)
-    pools: dict[str, Split] = {}
+    pools = {}
     ends = np.cumsum([len(files) for files in listing.values()])
     for (part, files), pictures in zip(listing.items(), np.split(images, ends)):
-        names, labels = zip(*files)
-        pools[part] = as_split(pictures, np.array(labels), _printable(names))
+        classes, labels = np.unique([name for name, _ in files], return_inverse=True)
+        names = [path[len(os.path.join(folder, "")):] for _, path in files]
+        pools[part] = as_split(pictures, labels, _printable(names))
     return pools, _printable(classes), notes
 
 
@@ -74,8 +76,7 @@ def walk(folder: str | Path) -> tuple[list[str], Counter[str]]:
     Raises:
         InputError: a folder that cannot be read.
     """
-    found: list[str] = []
-    others: Counter[str] = Counter()
+    found, others = [], Counter()
     seen = set(Path(folder).resolve().parents)
     for place, folders, files in os.walk(folder, onerror=_refuse, followlinks=True):
         real = Path(place).resolve()
@@ -86,29 +87,26 @@ def walk(folder: str | Path) -> tuple[list[str], Counter[str]]:
         seen.add(real)
         folders[:] = _visible(folders)  # the only ones that are walked into
         for name in _visible(files):
-            path = os.path.join(place, name)
+            path, suffix = os.path.join(place, name), _suffix(name)
             # A broken link will be named when it is read; a pipe would never end.
-            readable = os.path.isfile(path) or not os.path.exists(path)
-            if readable and name.lower().endswith(SUFFIXES):
+            if suffix in SUFFIXES and (os.path.isfile(path) or not os.path.exists(path)):
                 found.append(path)
             else:
-                others[_suffix(name)] += 1
+                others[suffix] += 1
     return sorted(found), others
 
 
 def in_words(others: Counter[str]) -> str:
     """`12 × .heic, 1 × .txt`, the four most frequent."""
-    words = [f"{n:,} × {kind}" for kind, n in others.most_common()]
-    return ", ".join(words if len(words) < 5 else [*words[:4], "…"])
+    kinds = [f"{n:,} × {kind}" for kind, n in others.most_common(4)]
+    return ", ".join(kinds if len(others) < 5 else [*kinds, "…"])
 
 
-def _find(folder: Path) -> tuple[Listing, list[str], Counter[str]]:
-    """(the pictures of each part, class names, the files left out by their suffix)."""
+def _find(folder: Path) -> tuple[dict[str, list[tuple[str, str]]], Counter[str]]:
+    """(for each part its pictures: class, path; the other files); no part in an unknown layout."""
     roots, others = _roots(folder)
-    found: dict[str, dict[str, list[str]]] = {}
-    empty = []
+    listing, classes = {part: [] for part in roots}, set()
     for part, root in roots.items():
-        pictures_of = found[part] = {}
         below, files = _top(root)
         others.update(map(_suffix, files))
         for path in below:
@@ -118,51 +116,45 @@ def _find(folder: Path) -> tuple[Listing, list[str], Counter[str]]:
                 continue  # the folder of the runs is no class
             # A letter and its accent may be one character or two.
             name = unicodedata.normalize("NFC", os.path.basename(path))
-            pictures_of.setdefault(name, []).extend(pictures)
-            if not pictures:
-                remedy = f", but {in_words(rest)}: convert it to .jpg" if rest else ": add some"
-                empty.append(f"{path} holds no picture{remedy}, or remove the class")
-    classes = sorted({name for pictures_of in found.values() for name in pictures_of})
-    listing: Listing = {}
-    for part, pictures_of in found.items():
-        if gone := set(classes) - set(pictures_of):
-            raise InputError(f"{os.path.join(roots[part], min(gone))} does not exist: train, val "
-                             "and test need the same class folders")
-        files = [(path[len(os.path.join(folder, "")):], label)
-                 for label, name in enumerate(classes) for path in pictures_of[name]]
-        if all(Path(name).stem.isdecimal() for name, _ in files):
+            classes.add(name)
+            listing[part] += [(name, picture) for picture in pictures]
+    if len(classes) < 2 or not any(listing.values()):
+        return {}, others
+    for part, pairs in listing.items():
+        if gone := classes - {name for name, _ in pairs}:
+            left_out = f" (left out: {in_words(others)})" if others else ""
+            raise InputError(f"{os.path.join(roots[part], min(gone))} holds no picture{left_out}: "
+                             f"add some, as {' '.join(SUFFIXES)}, or remove the class wherever it "
+                             "is")
+        pairs.sort()
+        if all(Path(path).stem.isdecimal() for _, path in pairs):
             # CIFAR-10's own index: in its order the split is that of the official batches.
-            files.sort(key=lambda file: int(Path(file[0]).stem))
-        listing[part] = files
-    if empty and any(listing.values()):
-        raise InputError(empty[0])
-    return listing, classes, others
+            pairs.sort(key=lambda pair: int(Path(pair[1]).stem))
+    return listing, others
 
 
 def _roots(folder: Path) -> tuple[dict[str, str], Counter[str]]:
     """(for each part the folder of its class folders; what lies beside those)."""
     below, files = _top(folder)
-    parts: dict[str, list[str]] = {}
+    parts = {}
     for path in below:
-        if part := PARTS.get(os.path.basename(path).lower()):
-            parts.setdefault(part, []).append(path)
-    apart = "train" in parts and len(parts) > 1
-    nested = any(_top(path)[0] for paths in parts.values() for path in paths)
-    for one, *more in parts.values():
-        if more and (apart or nested):
-            raise InputError(f"{one} and {more[0]} mean the same part of the data: keep one, and "
-                             "move the other away")
-    if not apart:  # half a layout, or classes of such names
-        return {} if nested else {"train": str(folder)}, Counter()
-    others = Counter(map(_suffix, files)) + Counter(folder=len(below) - len(parts))
-    return {part: path for part, [path] in parts.items()}, others
+        part = PARTS.get(os.path.basename(path).lower())
+        if part in parts:
+            raise InputError(f"{parts[part]} and {path} mean the same part of the data: keep one, "
+                             "and move the other away")
+        if part:
+            parts[part] = path
+    if "train" in parts and len(parts) > 1:
+        return parts, Counter(map(_suffix, files)) + Counter(folder=len(below) - len(parts))
+    if any(_top(path)[0] for path in parts.values()):
+        return {}, Counter()  # half a layout
+    return {"train": str(folder)}, Counter()  # and classes may have such names
 
 
 def _top(folder: str | Path) -> tuple[list[str], list[str]]:
-    """(paths of the folders, paths of the files) in a folder, in order."""
+    """(paths of the folders, names of the files) in a folder, in order."""
     _, folders, files = next(os.walk(folder, onerror=_refuse))
-    return tuple([os.path.join(folder, name) for name in _visible(names)]
-                 for names in (folders, files))
+    return [os.path.join(folder, name) for name in _visible(folders)], _visible(files)
 
 
 def _visible(names: list[str]) -> list[str]:
@@ -195,12 +187,14 @@ def _printable(names: Sequence[str]) -> Names:
     return tuple(os.fsencode(name).decode("utf-8", "backslashreplace") for name in names)
 
 
-def _read_all(folder: Path, names: list[str], size: int | None, fit: str) -> tuple[ndarray, Names]:
+def _read_all(folder: Path, paths: list[str], size: int | None, fit: str) -> tuple[ndarray, Names]:
     """(images (N, 3, S, S) uint8, what there is to say of them), decoded or from the cache."""
-    paths = [os.path.join(folder, name) for name in names]
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    cache = home / "cifar10-study" / f"{place}.npz"  # one file a folder
     key = _key(paths, size, fit)
     # No cache, or a damaged one: decode.
-    with contextlib.suppress(Exception), np.load(_cache_file(folder)) as stored:
+    with contextlib.suppress(Exception), np.load(cache) as stored:
         if stored["key"] == key:
             return stored["images"], tuple(stored["notes"].tolist())
     images, resized = _decode_all(paths, size, fit)
@@ -210,27 +204,19 @@ def _read_all(folder: Path, names: list[str], size: int | None, fit: str) -> tup
         notes += (f"{resized:,} of {count(len(paths), 'picture')} resized to {side}×{side} "
                   f"(--fit {fit}); --image-size N gives another size",)
     try:
-        with atomic(_cache_file(folder)) as file:
+        with atomic(cache) as file:
             np.savez(file, images=images, notes=notes, key=key)
     except (OSError, RuntimeError) as error:
         notes += (f"decoded pictures are not cached ({reason(error)}): the next run decodes again",)
     return images, notes
 
 
-def _cache_file(folder: Path) -> Path:
-    """The one file that keeps this folder's decoded pictures."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    place = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return home / "cifar10-study" / f"{place}.npz"
-
-
 def _key(paths: list[str], size: int | None, fit: str) -> str:
     """Hash of the names and bytes of the files, the size, the fit and the decoder."""
     try:
-        contents = [sha256(path) for path in paths]
+        asked = cv2.__version__, size, fit, paths, list(map(sha256, paths))
     except OSError as error:
         _refuse(error)
-    asked = cv2.__version__, size, fit, paths, contents
     return hashlib.sha256(repr(asked).encode()).hexdigest()
 
 
@@ -283,7 +269,7 @@ def _captured_stderr() -> Iterator[tuple[list[str], TextIO]]:
     C decoders print their warnings and go on.
     """
     complaints: list[str] = []
-    with _nameless_file() as printed, os.fdopen(os.dup(2), "w") as terminal:
+    with tempfile.TemporaryFile() as printed, os.fdopen(os.dup(2), "w") as terminal:
         os.dup2(printed.fileno(), 2)
         try:
             yield complaints, terminal
@@ -292,14 +278,6 @@ def _captured_stderr() -> Iterator[tuple[list[str], TextIO]]:
             printed.seek(0)
             lines = printed.read().decode(errors="replace").splitlines()
             complaints += filter(LOST.search, lines)
-
-
-def _nameless_file() -> BinaryIO:
-    """A file that is gone when it is closed; in memory where that can be, as a system that can only
-    be read has no temporary folder."""
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("stderr"), "w+b")
-    return tempfile.TemporaryFile()
 
 
 def _decode(path: str | Path) -> ndarray:
@@ -314,25 +292,18 @@ def _decode(path: str | Path) -> ndarray:
             raise InputError(f"{path} needs more memory than there is: make it smaller, or remove "
                              "it") from None
         picture = None
-    if picture is None:
+    if picture is None or not _is_whole(content.tobytes()):
         raise InputError(f"{path} is not a readable image: remove or replace it")
-    if not _is_whole(content.tobytes()):
-        raise InputError(f"{path} is damaged (it has no end): remove or replace it")
     return picture
 
 
 def _is_whole(content: bytes) -> bool:
     """Whether a picture has its end, if it is a JPEG: some decoders fill up what was cut off with
     grey, and do not say so."""
-    if not content.startswith(b"\xff\xd8"):
-        return True
-    # Over the header, whose thumbnail has an end of its own: 0xff, a kind, a length; to 0xda, the
-    # picture's data.
     place = 2
-    while content[place:place + 1] == b"\xff" and content[place + 1:place + 2] != b"\xda":
-        filler = content[place + 1:place + 2] == b"\xff"
-        place += 1 if filler else 2 + int.from_bytes(content[place + 2:place + 4], "big")
-    return content.find(b"\xff\xd9", place) >= 0
+    while segment := SEGMENT.match(content, place):  # a thumbnail in it has an end of its own
+        place = segment.start(1) + int.from_bytes(segment[1], "big")
+    return not content.startswith(b"\xff\xd8") or content.find(b"\xff\xd9", place) >= 0
 
 
 def fit_picture(picture: ndarray, size: int, fit: str) -> ndarray:

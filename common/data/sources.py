@@ -96,10 +96,9 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _read_batch(path: Path, md5: str) -> tuple[ndarray, ndarray]:
     """Images (N, 3, 32, 32) uint8 and labels (N,) int64 of one official batch."""
     restore = f"restore it from the archive at {URL}"
-    if not path.is_file():
-        raise InputError(f"{path} is missing: {restore}")
     if not check_integrity(path, md5):
-        raise InputError(f"{path} is damaged (md5 differs from the official one): {restore}")
+        raise InputError(f"{path} is missing or damaged (its md5 is not the official one): "
+                         f"{restore}")
     try:
         with open(path, "rb") as file:
             batch = _ArrayUnpickler(file, encoding="bytes").load()
@@ -128,11 +127,11 @@ def _download(folder: Path, runtime: Runtime) -> None:
             why = ("--offline forbids a download" if runtime.offline
                    else f"{ARCHIVE} is damaged, and nothing is fetched into a folder of yours")
             raise InputError(f"no CIFAR-10 in {folder}, and {why}: {ways}")
-        part = f"{archive}.part"
+        part = f"{ARCHIVE}.part"
         with downloading(f"no CIFAR-10 in {folder} and it", ways):
             folder.mkdir(parents=True, exist_ok=True)
-            download_url(URL, folder, os.path.basename(part), ARCHIVE_MD5)
-            os.replace(part, archive)
+            download_url(URL, folder, part, ARCHIVE_MD5)
+            os.replace(folder / part, archive)
     try:
         with tempfile.TemporaryDirectory(dir=folder) as aside, tarfile.open(archive) as tar:
             tar.extractall(aside, filter="data")  # refuses links and paths that leave the folder

@@ -1,5 +1,6 @@
 """Train, val and test, held whole as uint8 on one device."""
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -111,18 +112,20 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
     kinds = len(classes)
     pool = train = pools["train"]
     test, val = pools.get("test"), pools.get("val")
+    sizes = np.bincount(pool.labels, minlength=kinds)
+    if sizes.min() < 4 - len(pools):  # train must give one for each part that the source lacks
+        raise InputError(f"{classes[sizes.argmin()]} has too few images: train, val and test need "
+                         "one each")
     if not test:
-        _check_sizes(train, classes)
-        turns = _turns(train, classes, max(len(pool) // 5, kinds))
+        turns = _turns(train, max(len(pool) // 5, kinds))
         test, train = train.take(turns < 0), train.take(turns >= 0)
     if not val:
-        _check_sizes(train, classes)
         val_size = val_size or max(len(pool) // 10, kinds)
         _check_size("--val-size", val_size, kinds, len(train) - kinds)
     elif val_size:
         raise InputError(f"--val-size {val_size} has no effect: the data has a val folder of its "
                          "own; leave the flag out")
-    turns = _turns(train, classes, val_size or 0)
+    turns = _turns(train, val_size or 0)
     val = val or train.take(turns < 0)
     kept = turns >= 0
     if train_limit:
@@ -136,7 +139,7 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
         if "val" not in pools:
             parts += f" and {len(val):,} val images"
         notes += (f"split here, class by class, the same in every run: {parts}",)
-    notes += _warnings(val, train, classes) + _repeats(train, val, test)
+    notes += tuple(_warnings(train, val, test, classes))
     mean, std = channel_statistics(train.images)
     split_hash = _split_hash(pool, train, val, classes)
     identity = _identity((train, val, test), classes)
@@ -150,29 +153,29 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
 def _is_cifar10(pools: dict[str, Split], classes: Names) -> bool:
     """Whether these are all images of CIFAR-10, known by their number, size and brightness; single
     images may have been compressed."""
-    held = [pools[part].images for part in ("train", "val") if part in pools]
+    held = [pool.images for part, pool in pools.items() if part != "test"]
     sizes = sum(map(len, held)), len(pools.get("test", ())), held[0].shape[1:]
     if classes != CLASSES or sizes != (50_000, 10_000, (3, 32, 32)):
         return False
     return np.allclose(channel_statistics(torch.cat(held)), CIFAR10_STATISTICS, rtol=0, atol=1e-3)
 
 
-def _repeats(train: Split, val: Split, test: Split) -> Names:
-    """A sentence on test images that training has seen, pixel for pixel."""
+def _warnings(train: Split, val: Split, test: Split, classes: Names) -> Iterator[str]:
+    """Sentences about a val split too small to trust, classes of very unlike size, and test images
+    that training has seen."""
+    if len(val) < FEW_VAL_IMAGES:
+        yield (f"val has only {count(len(val), 'image')}, each {percent(1 / len(val), 0)} of its "
+               "accuracy: small differences mean nothing")
+    sizes = np.bincount(train.labels)
+    small, large = sizes.argmin(), sizes.argmax()
+    if sizes[small] * 10 <= sizes[large]:
+        yield (f"{classes[small]} has {count(sizes[small], 'training image')}, {classes[large]} "
+               f"{sizes[large]:,}: --class-weights gives both the same say")
     seen = {hash(image.tobytes()) for split in (train, val) for image in split.images.numpy()}
     repeats = sum(hash(image.tobytes()) in seen for image in test.images.numpy())
-    if not repeats:
-        return ()
-    return (f"{count(repeats, 'test image')} of {len(test):,} {'is' if repeats == 1 else 'are'} "
-            "in train or val, too, pixel for pixel: that part of the test tells nothing",)
-
-
-def _check_sizes(pool: Split, classes: Names) -> None:
-    """Raise InputError where a class cannot be cut in two."""
-    sizes = np.bincount(pool.labels, minlength=len(classes))
-    if sizes.min() < 2:
-        raise InputError(f"{classes[sizes.argmin()]} has too few images: train, val and test need "
-                         "one each")
+    if repeats:
+        yield (f"test images that are in train or val, too, pixel for pixel: {repeats:,} of "
+               f"{len(test):,}; that part of the test tells nothing")
 
 
 def _check_size(flag: str, size: int, least: int, most: int) -> None:
@@ -181,12 +184,11 @@ def _check_size(flag: str, size: int, least: int, most: int) -> None:
         raise InputError(f"{flag} {size} must lie between {least} (one a class) and {most}")
 
 
-def _turns(pool: Split, classes: Names, total: int) -> ndarray:
+def _turns(pool: Split, total: int) -> ndarray:
     """(N,) int64: each image's turn in its class, shuffled; below 0 are the `total` held out."""
-    sizes = np.bincount(pool.labels, minlength=len(classes))
     rng = np.random.RandomState(SPLIT_SEED)  # its stream is frozen by numpy's compatibility policy
     turns = np.empty(len(pool), np.int64)
-    for k, held in enumerate(_quota(sizes, total)):
+    for k, held in enumerate(_quota(np.bincount(pool.labels), total)):
         members = rng.permutation(np.flatnonzero(pool.labels == k))
         turns[members] = np.arange(len(members)) - held
     return turns
@@ -222,20 +224,6 @@ def _identity(splits: tuple[Split, ...], classes: Names) -> str:
         digest.update(split.images.numpy())
         digest.update(split.labels.numpy())
     return digest.hexdigest()
-
-
-def _warnings(val: Split, train: Split, classes: Names) -> Names:
-    """Sentences about a val split too small to trust and about classes of very unlike size."""
-    notes: Names = ()
-    if len(val) < FEW_VAL_IMAGES:
-        notes += (f"val has only {count(len(val), 'image')}, each {percent(1 / len(val), 0)} of "
-                  "its accuracy: small differences mean nothing",)
-    sizes = np.bincount(train.labels)
-    small, large = sizes.argmin(), sizes.argmax()
-    if sizes[small] * 10 <= sizes[large]:
-        notes += (f"{classes[small]} has {count(sizes[small], 'training image')}, {classes[large]} "
-                  f"{sizes[large]:,}: --class-weights gives both the same say",)
-    return notes
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:

@@ -42,8 +42,7 @@ def draw(n_per_class: int, seed: int, size: int = 32) -> tuple[ndarray, ndarray]
     Returns:
         images (N, 3, size, size) uint8 and labels (N,) int64, N = 10 * n_per_class.
     """
-    images, labels, _ = _draw(n_per_class, seed, size)
-    return images, labels
+    return _draw(n_per_class, seed, size)[:2]
 
 
 def places(n_per_class: int, seed: int, size: int = 32) -> ndarray:

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import struct
-import subprocess
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from common.data import folders
 from common.data.folders import read_picture, walk
 from common.errors import InputError
 from conftest import ROOT, write_image
-from photos import LAYOUTS, SUBJECTS, draw_photos, in_source_order, load, refusal, turned_by_exif
+from loading import in_source_order, load, refusal
 
 Tree = Callable[..., Path]
 BLACK = np.zeros((3, 32, 32), np.uint8)
@@ -32,48 +31,37 @@ def colours(*shades: tuple[int, int, int]) -> ndarray:
     return np.array(shades, np.uint8).T[:, None, :]
 
 
-def png(path: Path, picture: ndarray) -> Path:
-    """Write what OpenCV is given, channels and depth as they are."""
-    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())
-    return path
-
-
 # Layouts.
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_gives_the_same_classes_and_its_own_parts(layout: str, tmp_path: Path) -> None:
-    splits = load(draw_photos(tmp_path / "photos", layout, each=40))
-    sizes = [len(splits.train), len(splits.val), len(splits.test)]
-    assert sizes == {"flat": [84, 12, 24], "train and test": [81, 9, 30],
-                     "train and val": [72, 30, 18], "all three": [60, 30, 30]}[layout]
-    assert splits.classes == SUBJECTS and splits.image_size == 64
-    for split in (splits.train, splits.val, splits.test):
+@pytest.mark.parametrize(("parts", "sizes"), [
+    ({".": 40}, [84, 12, 24]), ({"Train": 30, "Testing": 10}, [81, 9, 30]),
+    ({"training": 30, "validation": 10}, [72, 30, 18]),
+    ({"train": 20, "valid": 10, "TEST": 10}, [60, 30, 30])])
+def test_every_layout_gives_the_same_classes_and_its_own_parts(
+        parts: dict[str, int], sizes: list[int], tmp_path: Path) -> None:
+    put(tmp_path, *(f"{part}/{name}/{i}.png" for part, each in parts.items()
+                    for name in ("a b", "c", "d") for i in range(each)))
+    splits = load(tmp_path)
+    assert splits.classes == ("a b", "c", "d")
+    three = splits.train, splits.val, splits.test
+    assert [len(split) for split in three] == sizes
+    for split in three:
         assert len(set(torch.bincount(split.labels).tolist())) == 1, "not stratified"
         for name, label in zip(split.names, split.labels.tolist()):
-            assert splits.classes[label] in name.split("/")
-            assert (tmp_path / "photos" / name).is_file()
-    resized, *others = splits.notes
-    assert resized.startswith("120 of 120 pictures resized to 64×64 (--fit pad); --image-size N")
-    assert any("split here" in note for note in others) == (layout in ("flat", "train and val"))
+            assert splits.classes[label] in name.split("/") and (tmp_path / name).is_file()
+    assert any("split here" in note for note in splits.notes) == ("test" not in str(parts).lower())
     names = {*splits.train.names, *splits.val.names, *splits.test.names}
     assert len(names) == 120, "a picture is in two parts"
 
 
-def test_a_val_folder_makes_val_size_a_flag_without_effect(tmp_path: Path) -> None:
-    folder = draw_photos(tmp_path, "all three", each=8)
-    assert "--val-size 6 has no effect: the data has a val folder" in refusal(folder, val_size=6)
-
-
-@pytest.mark.parametrize(("count", "size"), [(2, 32), (3, 28), (12, 17)])
+@pytest.mark.parametrize(("count", "size"), [(2, 96), (12, 17)])
 def test_equal_square_pictures_are_taken_as_they_are(count: int, size: int,
                                                      make_tree: Tree) -> None:
     names = tuple(f"class {chr(ord('z') - k)}" for k in range(count))
     splits = load(make_tree(names, train=3, test=2, size=size), val_size=count)
     assert splits.classes == tuple(sorted(names)) and splits.image_size == size
-    for split, each in ((splits.train, 2), (splits.val, 1), (splits.test, 2)):
-        assert split.images.shape == (each * count, 3, size, size)
-        assert torch.bincount(split.labels).tolist() == [each] * count
+    assert splits.test.images.shape == (2 * count, 3, size, size)
     assert splits.source == f"class folders, {count} classes"
     assert not any("resized" in note for note in splits.notes)
 
@@ -83,21 +71,18 @@ def test_one_picture_of_another_size_brings_all_to_64(odd: str, make_tree: Tree)
     folder = make_tree()
     write_image(folder / odd, np.zeros((3, 32, 40), np.uint8))
     splits = load(folder)
-    assert splits.image_size == 64 and splits.notes[0].startswith("18 of 18 pictures resized")
+    assert splits.image_size == 64
+    assert splits.notes[0] == ("18 of 18 pictures resized to 64×64 (--fit pad); --image-size N "
+                               "gives another size")
 
 
-def test_hidden_files_are_passed_over_and_others_counted(make_tree: Tree) -> None:
+def test_hidden_files_are_passed_over(make_tree: Tree) -> None:
     folder = make_tree()
-    ant = folder / "train" / "ant"
-    for place in (ant, folder / "train", folder):
-        for hidden in (".ipynb_checkpoints/a.png", "._image0.png", "__MACOSX/ant/b.png"):
-            write_image(place / hidden, BLACK)
-        (place / "Thumbs.db").write_text("of the system")
-    whole = load(folder, val_size=3)
-    assert whole.classes == ("ant", "bee", "cow") and len(in_source_order(whole)[0]) == 12
-    assert not any("other" in note for note in whole.notes)
-    (ant / "notes.txt").write_text("not a picture")
-    assert "1 other file left out (1 × .txt)" in load(folder, val_size=3).notes
+    for place in (folder / "train" / "ant", folder / "train", folder):
+        put(place, ".ipynb_checkpoints/a.png", "._image0.png", "__MACOSX/ant/b.png", "Thumbs.db")
+    splits = load(folder, val_size=3)
+    assert splits.classes == ("ant", "bee", "cow") and len(in_source_order(splits)[0]) == 12
+    assert not any("other" in note for note in splits.notes)
 
 
 def put(folder: Path, *paths: str) -> None:
@@ -146,8 +131,7 @@ def test_what_is_left_out_is_counted_wherever_it_lies(tmp_path: Path) -> None:
 def test_what_the_commands_wrote_is_no_data(classes: str, tmp_path: Path) -> None:
     """The run folders in --out, wherever in the data that is."""
     photos = tmp_path / "photos"
-    classes = classes.split()
-    put(photos, *(f"{name}/{i}.png" for name in classes for i in range(4)))
+    put(photos, *(f"{name}/{i}.png" for name in classes.split() for i in range(4)))
     before = load(photos)
     for out in ("runs", "out", "ant", "."):
         for place, name, content in (("train_x/a", "recipe.json", {"script": "train_x"}),
@@ -156,7 +140,7 @@ def test_what_the_commands_wrote_is_no_data(classes: str, tmp_path: Path) -> Non
             put(photos, f"{out}/{place}/figure.png", f"{out}/{place}/deeper/b.png")
             (photos / out / place / name).write_text(json.dumps(content))
     after = load(photos)
-    assert before.classes == after.classes == tuple(sorted(classes))
+    assert before.classes == after.classes == tuple(sorted(classes.split()))
     assert before.identity == after.identity
     assert any("left out (12 × run folder)" in note for note in after.notes)
 
@@ -170,22 +154,21 @@ def test_a_class_may_hold_files_of_those_names(tmp_path: Path) -> None:
 
 def test_two_ways_to_write_a_name_are_one_class(tmp_path: Path) -> None:
     composed, apart = "caf\u00e9", "cafe\u0301"
-    put(tmp_path, *(f"{part}/tea/{i}.png" for part in ("train", "test") for i in range(4)))
-    put(tmp_path, *(f"train/{composed}/{i}.png" for i in range(4)))
-    put(tmp_path, f"train/{apart}/more.png", f"test/{apart}/0.png")
+    put(tmp_path, *(f"{part}/tea/{i}.png" for part in ("train", "test") for i in range(4)),
+        *(f"train/{composed}/{i}.png" for i in range(4)), f"train/{apart}/more.png",
+        f"test/{apart}/0.png")
     splits = load(tmp_path)
     assert splits.classes == (composed, "tea")
-    assert len(splits.train) + len(splits.val) == 9
+    assert len(in_source_order(splits)[0]) == 9
     assert torch.bincount(splits.test.labels).tolist() == [1, 4]
 
 
-@pytest.mark.parametrize("names", ["val validation", "test testing", "train Train", "Val VAL"])
+@pytest.mark.parametrize("names", ["val validation", "train Train"])
 def test_two_folders_for_one_part_are_both_named(names: str, tmp_path: Path) -> None:
     for part in {"train", "test", *names.split()}:
         put(tmp_path, f"{part}/a/0.png", f"{part}/b/0.png")
-    line = refusal(tmp_path)
-    assert all(str(tmp_path / name) in line for name in names.split())
-    assert "mean the same part" in line
+    first, second = (tmp_path / name for name in sorted(names.split()))
+    assert refusal(tmp_path).startswith(f"{first} and {second} mean the same part")
 
 
 def test_a_folder_is_no_picture_whatever_its_name(tmp_path: Path) -> None:
@@ -194,30 +177,19 @@ def test_a_folder_is_no_picture_whatever_its_name(tmp_path: Path) -> None:
     assert splits.classes == ("a", "b.png") and len(relative(tmp_path)) == 8
 
 
-def test_pictures_in_nested_folders_are_their_class_s(make_tree: Tree) -> None:
-    folder = make_tree()
-    nested = write_image(folder / "train" / "bee" / "2024" / "may" / "image0.png", BLACK)
-    splits = load(folder, val_size=3)
+def test_pictures_are_in_order_of_class_and_name_nested_ones_too(tmp_path: Path) -> None:
+    paths = ("a/0.png", "a/deep/er/x.png", "a/z.png", "b/0.png", "b/1.png", "b/x.png")
+    for place in (5, 2, 0, 4, 1, 3):
+        write_image(tmp_path / "train" / paths[place], BLACK + place)
+        write_image(tmp_path / "test" / paths[place], BLACK)
+    splits = load(tmp_path, val_size=2)
     images, labels = in_source_order(splits)
-    assert torch.bincount(labels).tolist() == [4, 5, 4] and (images[4] == 0).all()
-    names = dict(zip(splits.train.index.tolist() + splits.val.index.tolist(),
-                     splits.train.names + splits.val.names))
-    assert names[4] == nested.relative_to(folder).as_posix()
-
-
-def test_named_files_are_in_order_of_class_and_name(make_tree: Tree) -> None:
-    folder = make_tree(("b", "a"), train=3)
-    for place, (name, i) in enumerate([(name, i) for name in "ab" for i in range(3)]):
-        picture = np.full((3, 32, 32), place, np.uint8)
-        write_image(folder / "train" / name / f"image{i}.png", picture)
-    images, labels = in_source_order(load(folder, val_size=2))
     assert images[:, 0, 0, 0].tolist() == list(range(6)) and labels.tolist() == [0] * 3 + [1] * 3
+    assert splits.test.names == tuple(f"test/{path}" for path in paths)
 
 
 def test_a_flat_folder_may_have_a_class_called_train(tmp_path: Path) -> None:
-    for name in ("train", "ship", "plane"):
-        for i in range(6):
-            write_image(tmp_path / name / f"{i}.bmp", BLACK)
+    put(tmp_path, *(f"{name}/{i}.png" for name in ("train", "ship", "plane") for i in range(6)))
     assert load(tmp_path).classes == ("plane", "ship", "train")
 
 
@@ -237,10 +209,8 @@ UNKNOWN: dict[str, Callable[[Path], object]] = {
     "is no folder": lambda folder: (folder.rmdir(), folder.write_text("")),
     "holds nothing": lambda folder: None,
     "holds a.png, b.txt (in it are 1 × .txt)": lambda folder: put(folder, "a.png", "b.txt"),
-    "holds empty, more": lambda folder: [(folder / name).mkdir() for name in ("empty", "more")],
-    "holds photos": lambda folder: write_image(folder / "photos" / "a.png", BLACK),
-    "holds train": lambda folder: [write_image(folder / "train" / name / "a.png", BLACK)
-                                   for name in ("ant", "bee")],
+    "holds photos": lambda folder: put(folder, "photos/a.png"),
+    "holds train": lambda folder: put(folder, "train/ant/a.png", "train/bee/a.png"),
     "holds ant, bee (in it are 2 × .heic)": lambda folder: put(folder, "ant/1.heic", "bee/2.HEIC"),
     "holds 0, 1, 2, 3, …": lambda folder: [(folder / str(i)).mkdir() for i in range(9)],
 }  # fmt: skip
@@ -266,7 +236,7 @@ def test_a_data_dir_of_no_known_layout_is_one_line_and_no_download(
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".jpeg", ".webp", ".bmp", ".PNG", ".JPG"])
 def test_every_suffix_gives_red_green_blue(suffix: str, make_tree: Tree) -> None:
     folder = make_tree(("a", "b"), suffix=suffix)
-    colour = np.array([250, 130, 10], np.uint8).reshape(3, 1, 1).repeat(32, 1).repeat(32, 2)
+    colour = np.broadcast_to(colours((250, 130, 10)), (3, 32, 32))
     write_image(folder / "test" / "b" / f"image0{suffix}", colour)
     image = load(folder).test.images[2].numpy().astype(int)
     assert np.abs(image - colour).max() <= (3 if suffix.lower().startswith(".j") else 0)
@@ -291,32 +261,13 @@ def test_each_fit_to_the_pixel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fit", ["pad", "crop", "stretch"])
-@pytest.mark.parametrize("shape", [(1, 500), (500, 1), (3, 3), (201, 200)])
+@pytest.mark.parametrize("shape", [(1, 500), (500, 1), (201, 200)])
 def test_any_shape_becomes_the_asked_square(shape: tuple[int, int], fit: str,
                                             tmp_path: Path) -> None:
     path = write_image(tmp_path / "a.png", np.full((3, *shape), 9, np.uint8))
     picture = read_picture(path, 16, fit)
     assert picture.shape == (3, 16, 16) and picture.dtype == np.uint8 and picture.max() == 9
-    assert (picture == 0).any() == (fit == "pad" and max(shape) > 2 * min(shape))
-
-
-def test_exif_grey_alpha_and_16_bits_are_read_as_seen(tmp_path: Path) -> None:
-    rng = np.random.RandomState(0)
-    image = cv2.resize(rng.randint(0, 256, (4, 6, 3)).astype(np.uint8), (48, 32))
-    jpeg = cv2.imencode(".jpg", image)[1].tobytes()
-    plain, turned = tmp_path / "plain.jpg", tmp_path / "turned.jpg"
-    plain.write_bytes(jpeg)
-    turned.write_bytes(turned_by_exif(jpeg))
-    upright = np.rot90(read_picture(plain, 48, "pad"), -1, (1, 2))
-    assert np.array_equal(read_picture(turned, 48, "pad"), upright)
-
-    colour = read_picture(png(tmp_path / "colour.png", image), 48, "pad")
-    alpha = np.dstack([image, rng.randint(0, 256, image.shape[:2]).astype(np.uint8)])
-    assert np.array_equal(read_picture(png(tmp_path / "alpha.png", alpha), 48, "pad"), colour)
-    deep = image.astype(np.uint16) * 257
-    assert np.array_equal(read_picture(png(tmp_path / "deep.png", deep), 48, "pad"), colour)
-    grey = read_picture(png(tmp_path / "grey.png", image[:, :, 0]), 48, "pad")
-    assert np.array_equal(grey, np.repeat(colour[2:], 3, 0))
+    assert (picture == 0).any() == (fit == "pad" and 1 in shape)
 
 
 def halve(content: bytes) -> bytes:
@@ -386,22 +337,44 @@ LOST = {
 }  # fmt: skip
 
 
+def turned_by_exif(jpeg: bytes, orientation: int = 6) -> bytes:
+    """A JPEG with an EXIF entry; orientation 6: to be turned by 90° clockwise when shown."""
+    entry = struct.pack(">HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = b"MM\0*" + struct.pack(">IH", 8, 1) + entry + bytes(4)
+    segment = b"Exif\0\0" + tiff
+    return jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + jpeg[2:]
+
+
+def decode(folder: Path, content: bytes) -> ndarray:
+    """A 40×40 picture, read from a file without a suffix, as decoders look at the content."""
+    (folder / "a").write_bytes(content)
+    return read_picture(folder / "a", 40, "pad")
+
+
+def test_exif_grey_alpha_and_16_bits_are_read_as_seen(tmp_path: Path) -> None:
+    def png(picture: ndarray) -> ndarray:
+        return decode(tmp_path, cv2.imencode(".png", picture)[1].tobytes())
+
+    upright = np.rot90(decode(tmp_path, JPEG), -1, (1, 2))
+    assert np.array_equal(decode(tmp_path, turned_by_exif(JPEG)), upright)
+    colour = png(NOISE)
+    assert np.array_equal(png(np.dstack([NOISE, NOISE[:, :, :1]])), colour), "alpha"
+    assert np.array_equal(png(NOISE.astype(np.uint16) * 257), colour), "16 bits"
+    assert np.array_equal(png(NOISE[:, :, 0]), np.repeat(colour[2:], 3, 0)), "grey"
+
+
 @pytest.mark.parametrize("kind", WHOLE)
 def test_a_picture_with_all_its_pixels_is_whole(kind: str, tmp_path: Path,
                                                 capfd: pytest.CaptureFixture[str]) -> None:
-    odd, plain = WHOLE[kind]
-    images = []
-    for content in (odd, plain):
-        (tmp_path / "a.png").write_bytes(content)  # decoders look at the content
-        images.append(read_picture(tmp_path / "a.png", 40, "pad"))
-    assert np.array_equal(*images) and capfd.readouterr().err == ""
+    odd, plain = (decode(tmp_path, content) for content in WHOLE[kind])
+    assert np.array_equal(odd, plain) and capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("kind", LOST)
 def test_a_picture_that_lost_pixels_is_named(kind: str, make_tree: Tree,
                                              capfd: pytest.CaptureFixture[str]) -> None:
     """Alone, and among others that give no more than a warning."""
-    folder = make_tree()
+    folder = make_tree(("ant", "bee"))
     path = folder / "train" / "bee" / "image1.png"
     (folder / "train" / "ant" / "image0.png").write_bytes(WHOLE["JFIF revision 0.00"][0])
     path.write_bytes(LOST[kind])
@@ -414,15 +387,11 @@ def test_a_picture_that_lost_pixels_is_named(kind: str, make_tree: Tree,
 
 
 FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
-    "class missing in test": ("test/bee", lambda path: path.rename(path / "../../gone"),
-                              "test/bee does not exist: train, val and test need"),
     "class missing in train": ("train/cow", lambda path: path.rename(path / "../../gone"),
-                               "train/cow does not exist: train, val and test need"),
-    "empty class": ("test/bee", lambda path: [file.unlink() for file in path.iterdir()],
-                    "test/bee holds no picture: add some, or remove the class"),
+                               "train/cow holds no picture"),
     "HEIC alone": ("test/bee", lambda path: [file.rename(file.with_suffix(".HEIC"))
                                              for file in path.iterdir()],
-                   "test/bee holds no picture, but 2 × .heic: convert it to .jpg, or remove"),
+                   "test/bee holds no picture (left out: 2 × .heic): add some, as .png"),
     "text": ("train/cow/image3.png", lambda path: path.write_text("this is not an image\n"),
              "train/cow/image3.png is not a readable image"),
     "zero bytes": ("train/ant/image0.png", lambda path: path.write_bytes(b""),
@@ -506,13 +475,8 @@ def _same_size_and_time(folder: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {
-    "added": lambda folder: write_image(folder / "train" / "bee" / "new.png", BLACK),
-    "removed": lambda folder: (folder / "test" / "bee" / "image1.png").unlink(),
     "moved": lambda folder: (folder / "train/bee/image0.png").rename(folder / "train/ant/new.png"),
-    "replaced": lambda folder: write_image(folder / "train" / "cow" / "image0.png", BLACK),
     "replaced as it was": _same_size_and_time,
-    "class renamed": lambda folder: [(folder / half / "cow").rename(folder / half / "emu")
-                                     for half in ("train", "test")],
 }  # fmt: skip
 
 
@@ -523,20 +487,29 @@ def test_a_changed_tree_is_decoded_again(change: str, make_tree: Tree, decoded: 
     before = load(folder).identity
     CHANGES[change](folder)
     decoded.clear()
-    changed = load(folder)
-    assert decoded and changed.identity != before
-    assert changed.classes[-1] == ("emu" if change == "class renamed" else "cow")
+    changed = load(folder).identity
+    assert decoded and changed != before
     cache_file(tmp_path)
     decoded.clear()
     for path in folder.rglob("*.*"):
         os.utime(path, (5, 5))  # only touched
-    assert load(folder).identity == changed.identity and not decoded
+    assert load(folder).identity == changed and not decoded
+
+
+class Payload:
+    """Makes a folder where it is unpickled."""
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, ("unpickled",)
 
 
 @pytest.mark.parametrize("damage", [
-    lambda content: b"text", halve, flip, lambda content: b"", lambda content: savez(a=1)])
-def test_a_damaged_cache_is_decoded_again(damage: Callable[[bytes], bytes], make_tree: Tree,
-                                          decoded: list[int], tmp_path: Path) -> None:
+    halve, flip, lambda content: b"", lambda content: savez(a=1),
+    lambda content: savez(key=np.array([Payload()]))])
+def test_a_damaged_cache_is_never_unpickled_and_decoded_again(
+        damage: Callable[[bytes], bytes], make_tree: Tree, decoded: list[int], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = make_tree()
     first = load(folder)
     path = cache_file(tmp_path)
@@ -546,28 +519,7 @@ def test_a_damaged_cache_is_decoded_again(damage: Callable[[bytes], bytes], make
     decoded.clear()
     load(folder)
     assert not decoded, "the damaged cache was not replaced"
-
-
-class Payload:
-    """Touches a file when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.marker}",)
-
-
-def test_a_cache_is_never_unpickled(make_tree: Tree, decoded: list[int], tmp_path: Path) -> None:
-    folder, marker = make_tree(), tmp_path / "marker"
-    load(folder)
-    np.savez(cache_file(tmp_path), key=np.array([Payload(marker)]))
-    with np.load(cache_file(tmp_path), allow_pickle=True) as stored:
-        assert stored["key"] is not None and marker.exists(), "a harmless payload shows nothing"
-    marker.unlink()
-    decoded.clear()
-    load(folder)
-    assert decoded and not marker.exists()
+    assert not Path("unpickled").exists()
 
 
 def test_a_cache_that_cannot_be_written_is_only_a_note(
@@ -588,17 +540,17 @@ def test_a_cache_that_cannot_be_written_is_only_a_note(
 
 def test_two_trees_of_one_name_have_two_caches(make_tree: Tree, decoded: list[int]) -> None:
     one, other = make_tree(name="one/set"), make_tree(name="other/set", train=5)
-    assert len(load(one, val_size=3).train) == 9
-    assert len(load(other, val_size=3).train) == 12
+    first = load(one).identity
+    assert load(other).identity != first
     decoded.clear()
-    assert len(load(one, val_size=3).train) == 9 and not decoded
+    assert load(one).identity == first and not decoded
 
 
 def test_the_page_on_own_pictures_draws_a_folder_that_can_be_trained_on(
-        tmp_path: Path, run_script: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, after = (ROOT / "docs" / "own-pictures.md").read_text().split("<!-- draw -->\n```python\n")
-    done = run_script("-c", after.split("```")[0])
-    assert done.returncode == 0, done.stderr
-    splits = load(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    exec(after.split("```")[0], {})
+    splits = load("photos")
     assert [len(splits.train), len(splits.val), len(splits.test)] == [152, 21, 43]
-    assert splits.classes == SUBJECTS
+    assert splits.classes == ("checkerboard", "disc", "horizontal stripes")

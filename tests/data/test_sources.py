@@ -2,8 +2,6 @@
 import hashlib
 import io
 import itertools
-import json
-import pickle
 import socket
 import struct
 import subprocess
@@ -27,9 +25,8 @@ from common.data.sources import CLASSES, FOLDER, URL, load_splits
 from common.data.splits import Splits
 from common.errors import InputError
 from conftest import ROOT, write_image
-from photos import in_source_order, load, refusal
+from loading import in_source_order, load, refusal
 
-Tree = Callable[..., Path]
 Archive = Callable[..., bytes]
 Batches = dict[str, bytes]
 Answer = Callable[[BaseHTTPRequestHandler], object]
@@ -58,7 +55,7 @@ def not_found(folder: Path, offline: bool = False) -> str:
 # Official batches.
 
 
-def pickled_batch(images: ndarray, labels: ndarray, module: bytes = NUMPY_1) -> bytes:
+def pickled_batch(images: ndarray, labels: ndarray, module: bytes) -> bytes:
     """A batch byte for byte as Python 2 wrote the official ones: protocol 2, byte strings."""
     def text(value: bytes) -> bytes:
         return b"U" + bytes([len(value)]) + value
@@ -90,10 +87,11 @@ def trust(monkeypatch: MonkeyPatch, contents: Batches) -> None:
 
 @pytest.fixture
 def batches(monkeypatch: MonkeyPatch) -> Batches:
-    """The content of two train batches of 60 images and a test batch of 20, trusted."""
+    """The content of two train batches of 60 images and a test batch of 20, trusted; they name
+    numpy's core in either way."""
     contents = {}
     for seed, (name, n) in enumerate(zip(ALL_NAMES, (60, 60, 20))):
-        contents[name] = pickled_batch(*batch_arrays(n, seed))
+        contents[name] = pickled_batch(*batch_arrays(n, seed), (NUMPY_1, NUMPY_2)[seed % 2])
     trust(monkeypatch, contents)
     return contents
 
@@ -142,53 +140,30 @@ def test_the_batch_folder_itself_and_the_variable_will_do(official: Path,
     assert load_splits(Recipe(), Runtime(offline=True)).identity == whole
 
 
-@pytest.mark.parametrize("module", [NUMPY_1, NUMPY_2])
-def test_either_name_of_numpys_core_is_read(module: bytes, official: Path,
-                                            forged: Callable[[bytes], Path]) -> None:
-    forged(pickled_batch(*batch_arrays(60, 7), module))
-    images, _ = in_source_order(load(official))
-    assert np.array_equal(images[:60], batch_arrays(60, 7)[0])
-
-
-@pytest.mark.parametrize("damage", [
-    lambda content: content[:-1000], lambda content: b"",
-    lambda content: content[:99] + b"\x00" + content[100:]])
-@pytest.mark.parametrize("name", ["data_batch_2", "test_batch"])
-def test_a_damaged_batch_is_named(damage: Callable[[bytes], bytes], name: str,
-                                  official: Path) -> None:
+@pytest.mark.parametrize(("name", "damage"), [
+    ("data_batch_2", lambda path: path.unlink()), ("test_batch", lambda path: path.unlink()),
+    ("data_batch_2", lambda path: path.write_bytes(path.read_bytes()[:-1000])),
+    ("test_batch", lambda path: path.write_bytes(path.read_bytes().replace(b"\x07", b"\x08", 1)))])
+def test_a_missing_or_damaged_batch_is_named(name: str, damage: Callable[[Path], object],
+                                             official: Path) -> None:
     path = official / FOLDER / name
-    path.write_bytes(damage(path.read_bytes()))
-    assert refusal(official).startswith(f"{path} is damaged (md5 differs")
-
-
-@pytest.mark.parametrize("name", ["data_batch_1", "test_batch"])
-def test_a_missing_batch_is_named(name: str, official: Path) -> None:
-    path = official / FOLDER / name
-    path.unlink()
-    assert refusal(official).startswith(f"{path} is missing")
+    damage(path)
+    assert refusal(official).startswith(f"{path} is missing or damaged (its md5 is not")
 
 
 @pytest.mark.parametrize("name", [
-    "os system", "builtins getattr", "numpy load", "numpy.core.multiarray fromstring"])
-def test_a_pickle_may_name_nothing_but_arrays(name: str, official: Path,
+    "os system", "builtins eval", "numpy load", "numpy.core.multiarray fromstring"])
+def test_a_pickle_may_name_nothing_but_arrays(name: str, official: Path, tmp_path: Path,
                                               forged: Callable[[bytes], Path]) -> None:
-    path = forged(b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\n.")
+    marker = tmp_path / "marker"
+    path = forged(f"c{name.replace(' ', chr(10))}\n(S'touch {marker}'\ntR.".encode())
     reason = f"({name.replace(' ', '.')} is not allowed)"
     assert f"{path} is not an official CIFAR-10 batch {reason}" in refusal(official)
-
-
-def test_a_malicious_pickle_with_the_right_md5_runs_nothing(
-        official: Path, forged: Callable[[bytes], Path], tmp_path: Path) -> None:
-    marker = tmp_path / "marker"
-    content = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
-    pickle.loads(content)
-    assert marker.exists(), "the payload is harmless, so this test shows nothing"
-    marker.unlink()
-    assert str(forged(content)) in refusal(official) and not marker.exists()
+    assert not marker.exists()
 
 
 @pytest.mark.parametrize("content", [
-    b"not a pickle", b"", b"\x80\x02}.", b"\x80\x02N.", b"\x80\x02]K\x01a.", b"\x80\x02(lp0\nI1"])
+    b"not a pickle", b"", b"\x80\x02}.", b"\x80\x02N.", b"\x80\x02(lp0\nI1"])
 def test_a_pickle_of_something_else_is_named(content: bytes, official: Path,
                                              forged: Callable[[bytes], Path]) -> None:
     assert f"{forged(content)} is not an official CIFAR-10 batch" in refusal(official)
@@ -212,10 +187,13 @@ def test_numbered_files_give_the_order_and_split_of_the_official_batches(officia
 # The drawn set, and flags without effect.
 
 
-def test_the_drawn_set_needs_nothing_and_says_so() -> None:
+def test_the_drawn_set_needs_nothing_and_says_so(monkeypatch: MonkeyPatch) -> None:
+    monkeypatch.setattr(sources.synthetic, "POOLS", {"train": (60, 0), "test": (10, 1)})
     splits = load_splits(Recipe(synthetic=True, train_limit=500), Runtime(offline=True))
     assert splits.source == "synthetic" and splits.notes == () and splits.image_size == 32
-    assert [len(splits.train), len(splits.val), len(splits.test)] == [500, 600, 1000]
+    assert [len(splits.train), len(splits.val), len(splits.test)] == [500, 60, 100]
+    with pytest.raises(InputError, match="synthetic: all images are 32×32"):
+        load_splits(Recipe(synthetic=True, fit="crop"), Runtime())
 
 
 def test_a_data_dir_beside_the_drawn_set_is_refused(official: Path) -> None:
@@ -227,8 +205,6 @@ def test_a_data_dir_beside_the_drawn_set_is_refused(official: Path) -> None:
 def test_image_size_and_fit_are_refused_for_images_of_32_pixels(flag: dict[str, object],
                                                                 official: Path) -> None:
     assert refusal(official, **flag).startswith("--image-size and --fit are for pictures in class")
-    with pytest.raises(InputError, match="synthetic: all images are 32×32"):
-        load_splits(Recipe(synthetic=True, **flag), Runtime())
     assert load(official, image_size=32).image_size == 32
 
 
@@ -298,13 +274,6 @@ def sending(content: bytes, announced: int | None = None) -> Answer:
     return answer
 
 
-def closed_port() -> int:
-    """A local port at which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def names_three_ways(message: str, folder: Path) -> bool:
     """Whether the line names a folder of one's own, a fetch by hand, and the drawn set."""
     by_hand = f"by hand and unpack it in {folder}"
@@ -321,7 +290,7 @@ def test_a_download_is_unpacked_and_used_without_network_from_then_on(archive: A
     folder = tmp_path / "new" / "data"
     with serve(sending(archive())):
         first = found(folder)
-    assert np.array_equal(first.test.images, batch_arrays(20, 2)[0]) and first.classes == CLASSES
+    assert np.array_equal(first.test.images, batch_arrays(20, 2)[0])
     assert files_in(folder) == {ARCHIVE_NAME, FOLDER, *(f"{FOLDER}/{name}" for name in ALL_NAMES)}
     assert found(folder, offline=True).identity == first.identity
     assert socket.getdefaulttimeout() is None
@@ -340,20 +309,12 @@ def test_an_interrupted_download_leaves_only_a_part_and_a_retry_mends_it(archive
     assert not part.exists()
 
 
-def _in_circles(request: BaseHTTPRequestHandler) -> None:
-    request.send_response(302)
-    request.send_header("Location", f"/{time.perf_counter_ns()}")
-    request.end_headers()
-
-
 CUT_CHUNK = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffff\r\nless than announced"
 ANSWERS: dict[str, Answer] = {
     "not found": lambda request: request.send_error(404),
     "no http": lambda request: request.wfile.write(b"hello, this is no HTTP\r\n\r\n"),
-    "hang up": lambda request: request.connection.shutdown(socket.SHUT_RDWR),
     "cut chunk": lambda request: request.wfile.write(CUT_CHUNK),
     "stall": lambda request: time.sleep(30),
-    "in circles": _in_circles,
 }  # fmt: skip
 
 
@@ -370,10 +331,11 @@ def test_a_server_that_misbehaves_is_one_line_within_seconds(
     assert socket.getdefaulttimeout() is None
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "no-such-host.invalid"])
-def test_no_network_is_one_line_within_seconds(host: str, monkeypatch: MonkeyPatch,
-                                               tmp_path: Path) -> None:
-    monkeypatch.setattr(sources, "URL", f"http://{host}:{closed_port()}/{ARCHIVE_NAME}")
+def test_no_network_is_one_line_within_seconds(monkeypatch: MonkeyPatch, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]  # at which nothing will listen
+    monkeypatch.setattr(sources, "URL", f"http://127.0.0.1:{port}/{ARCHIVE_NAME}")
     folder, started = tmp_path / "data", time.monotonic()
     message = not_found(folder)
     assert time.monotonic() - started < 15 and names_three_ways(message, folder)
@@ -402,36 +364,31 @@ def test_half_an_archive_is_not_used_and_not_fetched_into_a_folder_of_the_users(
     assert line.startswith(f"no CIFAR-10 in {tmp_path}, and {ARCHIVE_NAME} is damaged")
 
 
-def link(target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+def link(target: str) -> tarfile.TarInfo:
     """A tar member that is a link."""
     info = tarfile.TarInfo()
-    info.type, info.linkname = kind, target
+    info.type, info.linkname = tarfile.SYMTYPE, target
     return info
 
 
 EVIL: dict[str, dict[str, bytes | tarfile.TarInfo]] = {
-    "path above": {"../evil": b"x"},
-    "path above from within": {f"{FOLDER}/../../evil": b"x"},
+    "path above": {f"{FOLDER}/../../evil": b"x"},
     "symlink above": {f"{FOLDER}/evil": link("../../outside")},
-    "absolute symlink": {f"{FOLDER}/evil": link("/etc/passwd")},
-    "hard link above": {f"{FOLDER}/evil": link("../outside", tarfile.LNKTYPE)},
     "through a symlink": {f"{FOLDER}/up": link(".."), f"{FOLDER}/up/evil": link("../../outside"),
                           f"{FOLDER}/up/evil/x": b"x"},
-    "device": {f"{FOLDER}/evil": link("", tarfile.CHRTYPE)},
 }
 
 
 @pytest.mark.parametrize("attack", EVIL)
 def test_an_archive_that_reaches_out_is_refused_and_leaves_nothing(attack: str, archive: Archive,
                                                                    tmp_path: Path) -> None:
-    folder = tmp_path / "deep" / "data"
+    folder, outside = tmp_path / "deep" / "data", tmp_path / "deep" / "outside"
     folder.mkdir(parents=True)
-    (tmp_path / "deep" / "outside").write_text("untouched")
+    outside.write_text("untouched")
     (folder / ARCHIVE_NAME).write_bytes(archive(**EVIL[attack]))
     assert refusal(folder).startswith(f"{folder / ARCHIVE_NAME} cannot be unpacked (")
-    kept = {"deep", "deep/data", f"deep/data/{ARCHIVE_NAME}", "deep/outside"}
-    assert files_in(tmp_path) == kept
-    assert (tmp_path / "deep" / "outside").read_text() == "untouched"
+    assert files_in(tmp_path) == {"deep", "deep/data", f"deep/data/{ARCHIVE_NAME}", "deep/outside"}
+    assert outside.read_text() == "untouched"
 
 
 @pytest.mark.parametrize("content", [
@@ -445,40 +402,6 @@ def test_an_archive_of_something_else_is_refused(content: bytes, monkeypatch: Mo
     assert files_in(tmp_path) == {ARCHIVE_NAME}
 
 
-# The command.
-
-
-DRIVER = """
-import json, runpy, sys
-script = sys.argv[1]
-for line in json.loads(sys.argv[2]):
-    sys.argv = [script, *line]
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as stop:
-        print(stop.code)
-"""
-
-
-def test_the_command_answers_missing_and_damaged_data_with_one_line_and_exit_2(
-        make_tree: Tree, run_script: Callable[..., subprocess.CompletedProcess[str]],
-        tmp_path: Path) -> None:
-    folder = make_tree()
-    path = folder / "train" / "bee" / "image0.png"
-    path.write_text("this is not an image\n")
-    nowhere = f"http://127.0.0.1:{closed_port()}"  # as a proxy: the real address, and no network
-    lines = [[], ["--data-dir", str(folder)], ["--data-dir", "empty"]]
-    done = run_script("-c", DRIVER, ROOT / "train_baseline.py", json.dumps(lines),
-                      http_proxy=nowhere, https_proxy=nowhere, no_proxy="")
-    assert done.stdout.split() == ["2", "2", "2"], done.stderr
-    unreachable, damaged, missing = done.stderr.splitlines()
-    name = "train_baseline.py:"
-    assert unreachable.startswith(f"{name} no CIFAR-10 in data and it cannot be downloaded (")
-    assert damaged == f"{name} {path} is not a readable image: remove or replace it"
-    assert missing.startswith(f"{name} empty does not exist: name the data's folder with --data")
-    assert not (tmp_path / "runs").exists()
-
-
 # The real images.
 
 
@@ -487,16 +410,11 @@ def test_real_cifar_10(cifar10_dir: Path) -> None:
     splits = load(cifar10_dir)
     for split, each in ((splits.train, 4500), (splits.val, 500), (splits.test, 1000)):
         assert torch.bincount(split.labels).tolist() == [each] * 10
-    assert splits.classes == CLASSES and splits.image_size == 32
-    assert splits.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-3)
-    assert splits.std == pytest.approx((0.2470, 0.2434, 0.2616), abs=1e-3)
+    assert splits.classes == CLASSES and splits.is_cifar10
     _, labels = in_source_order(splits)
     assert labels[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3], "not in the official order"
     assert splits.test.labels[:10].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]
     assert splits.split_hash == "d35c25fad089738a"
-    part = load(cifar10_dir, train_limit=100, val_size=50)
-    for known in (splits, part):
-        assert known.is_cifar10 and known.source.startswith("CIFAR-10, ")
 
 
 def test_the_guide_turns_tiny_imagenet_into_a_class_folder_set(tmp_path: Path) -> None:
@@ -508,11 +426,11 @@ def test_the_guide_turns_tiny_imagenet_into_a_class_folder_set(tmp_path: Path) -
         for i in range(6):
             write_image(root / "train" / name / "images" / f"{name}_{i}.JPEG", image)
         (root / "train" / name / f"{name}_boxes.txt").write_text("n_0.JPEG\t0\t0\t62\t62\n")
-    rows = []
+    rows = ""
     for i in range(4):
         write_image(root / "val" / "images" / f"val_{i}.JPEG", image)
-        rows.append(f"val_{i}.JPEG\t{classes[i % 2]}\t0\t32\t44\t62\n")
-    (root / "val" / "val_annotations.txt").write_text("".join(rows))
+        rows += f"val_{i}.JPEG\t{classes[i % 2]}\t0\t32\t44\t62\n"
+    (root / "val" / "val_annotations.txt").write_text(rows)
     write_image(root / "test" / "images" / "test_0.JPEG", image)
     _, after = (ROOT / "docs/guide.md").read_text().split("<!-- tiny-imagenet -->\n```sh\n")
     subprocess.run(["bash", "-euc", after.split("```")[0]], cwd=tmp_path, check=True)

@@ -1,7 +1,5 @@
 """The split: stratified, the same everywhere, hashed; what is said of small and uneven sets."""
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +8,7 @@ import torch
 from common.data.splits import (CIFAR10_STATISTICS, CLASSES, Split, Splits, as_split,
                                 channel_statistics, class_weights, divide, make_splits)
 from common.errors import InputError
-from photos import load
 
-Tree = Callable[..., Path]
 THREE = ("ant", "bee", "cow")
 
 
@@ -39,8 +35,6 @@ def fifty_thousand() -> np.ndarray:
 def test_a_tenth_is_held_out_stratified_disjoint_and_complete() -> None:
     labels = fifty_thousand()
     splits = split_of(labels)
-    assert np.bincount(labels).tolist() == [5000] * 10
-    assert (len(splits.train), len(splits.val)) == (45_000, 5_000)
     assert torch.bincount(splits.val.labels).tolist() == [500] * 10
     assert torch.bincount(splits.train.labels).tolist() == [4500] * 10
     assert sorted([*splits.train.index.tolist(), *splits.val.index.tolist()]) == list(range(50_000))
@@ -51,21 +45,11 @@ def test_a_tenth_is_held_out_stratified_disjoint_and_complete() -> None:
     assert middle == pytest.approx(25_000, rel=0.05), "not spread over the source"
 
 
-def test_the_split_is_the_same_everywhere_whatever_the_global_generators_do() -> None:
-    np.random.seed(1)
-    torch.manual_seed(1)
+def test_the_split_is_the_same_everywhere() -> None:
     splits = split_of(fifty_thousand())
-    np.random.seed(2)
-    torch.manual_seed(2)
-    assert split_of(fifty_thousand()).split_hash == splits.split_hash == "19e85c48ec6b7931"
+    assert splits.split_hash == "19e85c48ec6b7931"
     assert split_of(fifty_thousand(), train_limit=1000).split_hash == "7d29f168e577429f"
     assert splits.val.index[:8].tolist() == [2, 13, 29, 30, 31, 46, 49, 63]
-
-
-def test_the_split_does_not_depend_on_the_runs_seed(make_tree: Tree) -> None:
-    folder = make_tree(train=20)
-    one, other = load(folder, seed=0), load(folder, seed=1)
-    assert torch.equal(one.val.index, other.val.index) and one.split_hash == other.split_hash
 
 
 def test_the_hash_tells_splits_apart() -> None:
@@ -78,7 +62,7 @@ def test_the_hash_tells_splits_apart() -> None:
     assert len({splits.split_hash for splits in (split_of(labels), *others)}) == 6
 
 
-@pytest.mark.parametrize("limit", [10, 100, 1234, 45_000])
+@pytest.mark.parametrize("limit", [10, 1234, 45_000])
 def test_a_limit_takes_a_balanced_part_of_train_and_leaves_val_alone(limit: int) -> None:
     whole, part = split_of(fifty_thousand()), split_of(fifty_thousand(), train_limit=limit)
     assert torch.equal(whole.val.index, part.val.index) and len(part.test) == len(whole.test)
@@ -96,18 +80,14 @@ def test_any_labels_split_in_proportion_with_every_class_on_both_sides(seed: int
     k = rng.randint(2, 15)
     sizes = np.maximum(2, (rng.pareto(0.7, k) * 5).clip(max=5000).astype(int))
     labels = rng.permutation(np.repeat(np.arange(k), sizes))
-    val_size = rng.choice([k, rng.randint(k, len(labels) - k + 1), len(labels) - k])
-    splits = split_of(labels, tuple(map(str, range(k))), val_size=int(val_size))
-    val = torch.bincount(splits.val.labels, minlength=k).numpy()
-    train = torch.bincount(splits.train.labels, minlength=k).numpy()
+    val_size = int(rng.choice([k, rng.randint(k, len(labels) - k + 1), len(labels) - k]))
+    splits = split_of(labels, tuple(map(str, range(k))), val_size=val_size)
+    val, train = (np.bincount(part.labels, minlength=k) for part in (splits.val, splits.train))
     assert len(splits.val) == val_size and np.array_equal(val + train, sizes)
     assert min(val.min(), train.min()) >= 1
     exact = sizes * val_size / len(labels)
-    free = (exact >= 1) & (exact <= sizes - 1)
-    if free.all():
+    if ((exact >= 1) & (exact <= sizes - 1)).all():
         assert np.abs(val - exact).max() < 1
-    index = torch.cat([splits.train.index, splits.val.index])
-    assert torch.equal(index.sort().values, torch.arange(len(labels)))
 
 
 @pytest.mark.parametrize(("sizes", "total", "held"), [
@@ -122,24 +102,18 @@ def test_held_out_counts_by_largest_remainder(sizes: tuple[int, ...], total: int
     assert torch.bincount(splits.val.labels).tolist() == held
 
 
-@pytest.mark.parametrize(("sizes", "flag"), [
-    ({"val_size": 9}, "--val-size 9"), ({"val_size": 191}, "--val-size 191"),
-    ({"train_limit": 9}, "--train-limit 9"), ({"train_limit": 181}, "--train-limit 181"),
-    ({"val_size": 100, "train_limit": 101}, "--train-limit 101")])
-def test_a_size_that_the_data_cannot_give_is_named(sizes: dict[str, int], flag: str) -> None:
-    with pytest.raises(InputError, match=f"{flag} must lie between 10 .one a class. and "):
+@pytest.mark.parametrize(("sizes", "flag", "most"), [
+    ({"val_size": 9}, "--val-size 9", 190), ({"val_size": 191}, "--val-size 191", 190),
+    ({"train_limit": 9}, "--train-limit 9", 180), ({"train_limit": 181}, "--train-limit 181", 180),
+    ({"val_size": 100, "train_limit": 101}, "--train-limit 101", 100)])
+def test_a_size_that_the_data_cannot_give_is_named(sizes: dict[str, int], flag: str,
+                                                   most: int) -> None:
+    with pytest.raises(InputError, match=f"{flag} must lie between 10 .one a class. and {most}"):
         split_of(np.arange(200) % 10, **sizes)
-
-
-def test_a_limit_may_ask_no_more_than_the_smallest_class_has() -> None:
-    labels = np.repeat([0, 1], [190, 10])
-    with pytest.raises(InputError, match="--train-limit 100 must lie between 2 .* and 18"):
-        split_of(labels, THREE[:2], train_limit=100)
 
 
 def test_what_the_source_does_not_hold_apart_is_cut_from_train_class_by_class() -> None:
     flat = divide({"train": pool(100, 50, 10)}, THREE, "flat")
-    assert [len(flat.train), len(flat.val), len(flat.test)] == [112, 16, 32]
     for split, share in ((flat.test, 0.2), (flat.val, 0.1), (flat.train, 0.7)):
         assert torch.bincount(split.labels).tolist() == [100 * share, 50 * share, 10 * share]
         assert torch.equal(split.images[:, 0, 0, 0], split.index), "images and places do not agree"
@@ -148,20 +122,20 @@ def test_what_the_source_does_not_hold_apart_is_cut_from_train_class_by_class() 
     assert torch.equal(index.sort().values, torch.arange(160))
     assert flat.notes[0] == ("split here, class by class, the same in every run: 32 test images "
                              "and 16 val images")
-    assert divide({"train": pool(100, 50, 10)}, THREE, "flat").split_hash == flat.split_hash
+    assert flat.split_hash == "4998c67ba260a812"
 
 
 def test_a_val_folder_is_val_and_none_is_cut_from_train() -> None:
     val = pool(4, 4, 4)
-    splits = divide({"train": pool(20, 20, 20), "val": val}, THREE, "train and val")
+    two = {"train": pool(20, 20, 20), "val": val}
+    splits = divide(two, THREE, "train and val")
     assert splits.val is val and [len(splits.train), len(splits.test)] == [48, 12]
     assert "12 test images" in splits.notes[0] and "val images" not in splits.notes[0]
-    whole = divide({"train": pool(20, 20, 20), "val": val, "test": val}, THREE, "all three")
-    assert len(whole.train) == 60 and not any("split here" in note for note in whole.notes)
-    limited = divide({"train": pool(20, 20, 20), "val": val, "test": val}, THREE, "", train_limit=6)
-    assert torch.bincount(limited.train.labels).tolist() == [2, 2, 2] and limited.val is val
+    whole = divide({**two, "test": val}, THREE, "all three", train_limit=6)
+    assert torch.bincount(whole.train.labels).tolist() == [2, 2, 2] and whole.val is val
+    assert not any("split here" in note for note in whole.notes)
     with pytest.raises(InputError, match="--val-size 5 has no effect: the data has a val folder"):
-        divide({"train": pool(20, 20, 20), "val": val}, THREE, "", val_size=5)
+        divide(two, THREE, "", val_size=5)
 
 
 @pytest.mark.parametrize("sizes", [(50, 1, 50), (50, 50, 2), (2, 2, 2)])
@@ -175,12 +149,12 @@ def test_a_class_too_small_to_cut_is_named(sizes: tuple[int, ...], val_size: int
 def test_images_that_are_in_two_parts_are_counted() -> None:
     train, test = pool(100, 100), pool(3, 2)  # the first five images are those of train
     whole = divide({"train": train, "test": test}, THREE[:2], "")
-    assert whole.notes == ("5 test images of 5 are in train or val, too, pixel for pixel: that "
-                           "part of the test tells nothing",)
+    assert whole.notes == ("test images that are in train or val, too, pixel for pixel: 5 of 5; "
+                           "that part of the test tells nothing",)
     images = test.images.clone()
     images[1:] += 210
     part = divide({"train": train, "test": replace(test, images=images)}, THREE[:2], "")
-    assert part.notes[0].startswith("1 test image of 5 is in train or val")
+    assert "pixel for pixel: 1 of 5;" in part.notes[0]
 
 
 def test_cifar_10_is_known_by_its_pixels() -> None:
@@ -190,16 +164,14 @@ def test_cifar_10_is_known_by_its_pixels() -> None:
     # Rounded at random, or the mean would be a third of a step off.
     tile = (mean + std * signs + np.random.RandomState(0).rand(32, 32)).astype(np.uint8)
 
-    def made(tile: np.ndarray, n: int = 50_000, tested: int = 10_000, names: tuple = CLASSES,
-             **sizes: int) -> Splits:
-        images = np.broadcast_to(tile, (n, *tile.shape)).copy()
-        labels = np.arange(n) % 10
+    def made(tile: np.ndarray, n: int = 50_000, tested: int = 10_000,
+             names: tuple[str, ...] = CLASSES) -> Splits:
+        images, labels = np.broadcast_to(tile, (n, *tile.shape)).copy(), np.arange(n) % 10
         return make_splits(images, labels, images[:tested], labels[:tested], names, "a folder",
-                           **sizes)
+                           train_limit=100, val_size=20)
 
-    for sizes in ({}, {"train_limit": 100, "val_size": 20}):
-        splits = made(tile, **sizes)
-        assert splits.is_cifar10 and splits.source == "CIFAR-10, a folder"
+    known = made(tile)
+    assert known.is_cifar10 and known.source == "CIFAR-10, a folder"
     for other in (made(tile + 1), made(tile, n=49_990), made(tile, tested=9_990),
                   made(tile[:, :31]), made(tile, names=(*CLASSES[:9], "lorry"))):
         assert not other.is_cifar10 and other.source == "a folder"
@@ -241,13 +213,9 @@ def test_the_identity_is_that_of_pixels_labels_and_names_in_every_split() -> Non
     assert len(seen) == 8 and divide(sizes, THREE, "elsewhere").identity == whole.identity
 
 
-def test_statistics_are_numpys_in_float64_and_of_train_alone(make_tree: Tree) -> None:
-    splits = load(make_tree(train=10), val_size=6)
+def test_statistics_are_numpys_in_float64_and_of_train_alone(splits: Splits) -> None:
     pixels = splits.train.images.numpy().astype(np.float64) / 255
     assert splits.mean == pytest.approx(pixels.mean((0, 2, 3)), abs=1e-6)
     assert splits.std == pytest.approx(pixels.std((0, 2, 3)), abs=1e-6)
-    channels = torch.full((80,), 255), torch.zeros(80), torch.arange(80)
-    mean, std = channel_statistics(torch.stack(channels, 1).to(torch.uint8).view(80, 3, 1, 1))
-    assert mean == pytest.approx((1, 0, 39.5 / 255), abs=1e-6)
-    spread = np.arange(80).std() / 255
-    assert std == pytest.approx((1, 1, spread), abs=1e-6), "a constant channel is divided by 1"
+    _, std = channel_statistics(torch.full((8, 3, 1, 1), 255, dtype=torch.uint8))
+    assert std == (1, 1, 1), "a constant channel is divided by 1"

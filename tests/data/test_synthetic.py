@@ -1,8 +1,8 @@
 """The drawn set: the same bytes everywhere, balanced, and neither trivial nor out of reach."""
-
 import hashlib
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -23,32 +23,17 @@ def tensors(n_per_class: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def test_bytes_are_pinned() -> None:
     pinned = "2b69fa2e45e6d4ef3967b2e6aedec60ccbfa22827878c88195a3766fe8c6887b"
-    assert digest(*draw(3, seed=7)) == pinned
+    assert digest(*draw(3, seed=7)) == pinned != digest(*draw(3, seed=8))
 
 
-def test_depends_on_its_arguments_alone() -> None:
-    np.random.seed(1)
-    first = draw(4, seed=0)
-    state = np.random.get_state()[1].copy()
-    np.random.seed(2)
-    second = draw(4, seed=0)
-    assert digest(*first) == digest(*second) != digest(*draw(4, seed=1))
-    np.random.seed(1)
-    assert (np.random.get_state()[1] == state).all(), "the global generator was used"
-
-
-def test_shapes_types_and_balance() -> None:
-    images, labels = draw(20, seed=3)
-    assert images.shape == (200, 3, 32, 32) and images.dtype == np.uint8
+@pytest.mark.parametrize("size", [32, 48])
+def test_shapes_types_and_balance(size: int) -> None:
+    images, labels = draw(20, seed=3, size=size)
+    assert images.shape == (200, 3, size, size) and images.dtype == np.uint8
     assert labels.dtype == np.int64 and (np.bincount(labels) == 20).all()
     assert len(np.unique(labels[:40])) == len(CLASSES) == 10, "labels are not shuffled"
     assert images.min() < 10 and images.max() > 245
     assert len(np.unique(images.reshape(200, -1), axis=0)) == 200
-
-
-def test_another_size() -> None:
-    images, labels = draw(2, seed=0, size=48)
-    assert images.shape == (20, 3, 48, 48) and (np.bincount(labels) == 2).all()
 
 
 def test_stripes_run_the_way_their_names_say() -> None:
@@ -63,7 +48,7 @@ def test_stripes_run_the_way_their_names_say() -> None:
 
 
 def test_a_small_cnn_learns_what_nearest_centroid_cannot() -> None:
-    images, labels = tensors(200, seed=0)
+    images, labels = tensors(100, seed=0)
     held, truth = tensors(40, seed=1)
     centroids = torch.stack([images[labels == k].mean(0).flatten() for k in range(10)])
     by_centroid = (torch.cdist(held.flatten(1), centroids).argmin(1) == truth).float().mean()
@@ -72,11 +57,11 @@ def test_a_small_cnn_learns_what_nearest_centroid_cannot() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = []
-        for before, after in ((3, 24), (24, 48), (48, 96)):
+        for before, after in ((3, 16), (16, 32), (32, 64)):
             layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
-        model = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(96, 10))
-        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-        for _ in range(200):
+        model = nn.Sequential(*layers, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        for _ in range(100):
             pick = torch.randint(len(labels), (64,))
             loss = cross_entropy(model(images[pick]), labels[pick])
             optimizer.zero_grad()
@@ -86,5 +71,5 @@ def test_a_small_cnn_learns_what_nearest_centroid_cannot() -> None:
     with torch.inference_mode():
         top1 = (model(held).argmax(1) == truth).float().mean()
         mirrored = (model(held.flip(3)).argmax(1) == truth).float().mean()
-    assert top1 > 0.65
-    assert abs(top1 - mirrored) < 0.08, "a mirrored image must keep its class"
+    assert top1 > 0.5
+    assert abs(top1 - mirrored) < 0.1, "a mirrored image must keep its class"
