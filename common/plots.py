@@ -28,7 +28,7 @@ STYLE = {
     "savefig.dpi": 150, "savefig.bbox": "tight",
     "text.parse_math": False,  # a `$` in a class name is a dollar
     "font.family": ["DejaVu Sans", *sorted({*MORE_FONTS} & {*get_font_names()})],
-}  # fmt: skip
+}
 MAX_CLASSES = 20  # rows of a sample grid
 MAX_TITLE = 150  # characters
 MAX_INCHES = 30  # of a figure's side, whatever it shows

@@ -82,7 +82,7 @@ def curves(history: Sequence[Json], path: Path, title: str) -> None:
         for axes, name, train, val in (
             (loss, "loss", train_loss, val_loss),
             (accuracy, "accuracy (%)", 100 * train_top1, 100 * val_top1),
-        ):  # fmt: skip
+        ):
             axes.plot(epochs, train, color=TRAIN, label="train", **dots)
             axes.plot(epochs, val, color=VAL, label="val", **dots)
             # Below the lines, which it would hide.

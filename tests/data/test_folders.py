@@ -213,7 +213,7 @@ UNKNOWN: dict[str, Callable[[Path], object]] = {
     "holds train": lambda folder: put(folder, "train/ant/a.png", "train/bee/a.png"),
     "holds ant, bee (in it are 2 × .heic)": lambda folder: put(folder, "ant/1.heic", "bee/2.HEIC"),
     "holds 0, 1, 2, 3, …": lambda folder: [(folder / str(i)).mkdir() for i in range(9)],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("words", UNKNOWN)
@@ -324,7 +324,7 @@ WHOLE = {
     "wrong sum of text": (after(PNG, PNG[:33], 0, chunk(b"tEXt", b"a\0b")[:-4] + bytes(4)), PNG),
     "bytes after a PNG": (PNG + b"more", PNG), "bytes after a WebP": (WEBP + b"more", WEBP),
     "no size in a BMP": (after(BMP, b"BM", 4, bytes(4)), BMP), "after a BMP": (BMP + b"x", BMP),
-}  # fmt: skip
+}
 TRAILER = b"\xff" * 40
 LOST = {
     "half a JPEG": halve(JPEG), "half a progressive JPEG": halve(STEPS),
@@ -334,7 +334,7 @@ LOST = {
     "a part too short": after(PARTED, b"\xff\xd1", 60, b""),
     "half a PNG": halve(PNG), "a PNG without end": PNG[:-12], "a PNG changed": flip(PNG),
     "half a WebP": halve(WEBP), "half a BMP": halve(BMP), "a BMP one byte short": BMP[:-1],
-}  # fmt: skip
+}
 
 
 def turned_by_exif(jpeg: bytes, orientation: int = 6) -> bytes:
@@ -397,7 +397,7 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "zero bytes": ("train/ant/image0.png", lambda path: path.write_bytes(b""),
                    "train/ant/image0.png is not a readable image"),
     "broken link": ("train/bee/image1.png", _broken_link, "train/bee/image1.png cannot be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -477,7 +477,7 @@ def _same_size_and_time(folder: Path) -> None:
 CHANGES: dict[str, Callable[[Path], object]] = {
     "moved": lambda folder: (folder / "train/bee/image0.png").rename(folder / "train/ant/new.png"),
     "replaced as it was": _same_size_and_time,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)

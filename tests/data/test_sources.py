@@ -315,7 +315,7 @@ ANSWERS: dict[str, Answer] = {
     "no http": lambda request: request.wfile.write(b"hello, this is no HTTP\r\n\r\n"),
     "cut chunk": lambda request: request.wfile.write(CUT_CHUNK),
     "stall": lambda request: time.sleep(30),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("answer", ANSWERS)

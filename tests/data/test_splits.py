@@ -95,7 +95,7 @@ def test_any_labels_split_in_proportion_with_every_class_on_both_sides(seed: int
     ((10, 10, 10), 4, [2, 1, 1]),       # a tie goes to the first
     ((97, 2, 2), 3, [1, 1, 1]),         # the large class gives up what the small ones need
     ((97, 2, 2), 98, [96, 1, 1]),       # and every class keeps one
-])  # fmt: skip
+])
 def test_held_out_counts_by_largest_remainder(sizes: tuple[int, ...], total: int,
                                               held: list[int]) -> None:
     splits = split_of(np.repeat(np.arange(3), sizes), ("ant", "bee", "cow"), val_size=total)
