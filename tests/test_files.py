@@ -3,7 +3,6 @@ import errno
 import hashlib
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -60,10 +59,11 @@ def test_json_that_is_absent_or_a_folder(tmp_path: Path) -> None:
             read_json(path)
 
 
-def zipped_pickle(path: Path) -> None:
-    """A zip that is no checkpoint."""
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", b"cos\nsystem\n(S'false'\ntR.")
+class Malicious:
+    """Makes a folder if it is ever unpickled freely."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("owned",)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -80,7 +80,7 @@ def flip_a_bit(path: Path) -> None:
     (lambda path: path.write_bytes(b""), "is empty"),
     (lambda path: path.write_bytes(b"<html>404</html>"), "not a readable checkpoint"),
     (lambda path: path.write_text(json.dumps({"weights": 1})), "not a readable checkpoint"),
-    (zipped_pickle, "not a readable checkpoint"),
+    (lambda path: torch.save({"weights": Malicious()}, path), "not a readable checkpoint"),
     (flip_a_bit, "damaged: checksum"),
     (lambda path: torch.save([1, 2], path), "holds a list"),
     (lambda path: torch.save({}, path), "lacks 'weights'"),
@@ -88,12 +88,15 @@ def flip_a_bit(path: Path) -> None:
     (lambda path: torch.save({"weights": 1, "training": {}}, path),
      "lacks 'probe', as it is a run's last.pt, with which only --resume"),
 ])
-def test_a_foreign_checkpoint_is_one_line_that_names_it(tmp_path: Path, spoil, said: str) -> None:
+def test_a_foreign_checkpoint_is_one_line_that_names_it(tmp_path: Path, spoil, said: str,
+                                                        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "best.pt"
     spoil(path)
     with pytest.raises(InputError, match=said) as caught:
         read_checkpoint(path, keys=("weights", "probe"))
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+    assert {*os.listdir()} <= {"best.pt"}, "something was executed"
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:

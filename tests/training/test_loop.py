@@ -135,11 +135,9 @@ def test_val_is_evaluated_in_such_batches_and_captured_for_them(tmp_path, monkey
     assert sizes == ["example of 40", 40, 40, 20]
 
 
-@pytest.mark.parametrize("name, lr, epochs", [
-    ("simple_cnn", 0.02, 40), ("improved_cnn", 0.003, 20)])
-def test_64_images_can_be_learned_by_heart(name, lr, epochs, tmp_path):
-    recipe, few = replace(PLAIN, model=name, batch_size=16), take(range(64), range(10))
-    run = trained(tmp_path, recipe, Stage("train", epochs, lr), splits=few)
+def test_64_images_can_be_learned_by_heart(tmp_path):
+    few = take(range(64), range(10))
+    run = trained(tmp_path, replace(BN, batch_size=16), Stage("train", 20, 0.003), splits=few)
     assert evaluate(run.model, few.train, run.prepare)[1] > 0.95
 
 
@@ -197,11 +195,7 @@ def failing(error):
 
 
 @pytest.mark.parametrize("error", [
-    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp] data. DefaultCPUAllocator: can't allocate "
-                 "memory: you tried to allocate 4096 bytes."),
-    MemoryError(),
-], ids=["cuda", "cpu", "python"])
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError()])
 @pytest.mark.parametrize("batch_size, remedy", [
     (20, "--batch-size 20: try --batch-size 10"), (2, "--batch-size 2: use smaller images"),
 ])
@@ -212,9 +206,8 @@ def test_a_want_of_memory_is_one_line_that_helps(error, batch_size, remedy, tmp_
 
 
 def test_other_errors_are_not_called_a_want_of_memory(tmp_path):
-    error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        trained(tmp_path, model=failing(error))
+        trained(tmp_path, model=failing(RuntimeError("CUDA error: an illegal memory access")))
 
 
 def test_the_time_left_is_said_once_a_stage(tmp_path, capsys):
@@ -254,15 +247,16 @@ def test_frozen_backbone_stands_still_and_then_moves(tmp_path):
     assert [row["stage"] for row in run.history] == ["head", "finetune"]
 
 
-@pytest.mark.parametrize("name, stop_after", [
-    ("improved_cnn", 1), ("improved_cnn", 2), ("improved_cnn", 3), ("efficientnet_b2", 1)])
-def test_resume_is_exact(name, stop_after, tmp_path):
-    """Two stages of two epochs, stopped anywhere: weights and history as if never stopped; with
-    every augmentation, dropout, and B2's drop-connect."""
+@pytest.mark.parametrize("name, length, stop_after", [
+    ("improved_cnn", 2, 1), ("improved_cnn", 2, 2), ("improved_cnn", 2, 3),
+    ("efficientnet_b2", 1, 1)])
+def test_resume_is_exact(name, length, stop_after, tmp_path):
+    """Two stages, stopped anywhere: weights and history as if never stopped; with every
+    augmentation, dropout, and B2's drop-connect."""
     recipe = replace(PLAIN, model=name, optimizer="adamw", batch_size=50, **AUGMENTED)
     few = take(range(0, 400, 4 if name == "improved_cnn" else 25), range(0, 100, 5))
 
-    def both(folder, resume=False, epochs=(2, 2)):
+    def both(folder, stop=2 * length, resume=False):
         run = make_run(folder, recipe, few, new_model(replace(recipe, seed=99 * resume)))
         if resume:
             run.restore()
@@ -271,13 +265,13 @@ def test_resume_is_exact(name, stop_after, tmp_path):
             run.model.head.register_forward_pre_hook(
                 lambda _, inputs: F.dropout(inputs[0], 0.5, run.model.training))
         freeze_backbone(run.model, name)
-        fit(run, Stage("head", epochs[0], 1e-3))
+        fit(run, Stage("head", min(stop, length), 1e-3))
         run.model.requires_grad_(True)
-        fit(run, Stage("finetune", epochs[1], 1e-3))
+        fit(run, Stage("finetune", max(0, stop - length), 1e-3))
         return run
 
     straight = both(tmp_path / "straight")
-    both(tmp_path / "parts", epochs=(min(2, stop_after), max(0, stop_after - 2)))
+    both(tmp_path / "parts", stop_after)
     parts = both(tmp_path / "parts", resume=True)
     assert equal(straight.model.state_dict(), parts.model.state_dict())
     assert equal(straight.best_weights, parts.best_weights)
