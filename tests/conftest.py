@@ -116,8 +116,8 @@ def run_script(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]
 @pytest.fixture
 def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
          capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """A function that calls a script's `main` in this process, which saves the seconds that torch
-    takes to load: its exit code and what it prints. Works in tmp_path; errors are raised."""
+    """A function that calls the `main` of a script or module in this process, which saves the
+    seconds that torch takes to load: exit code and output. Works in tmp_path; errors are raised."""
     monkeypatch.chdir(tmp_path)
 
     def call(script: str, *words: object) -> tuple[int, str]:

@@ -127,11 +127,12 @@ def test_each_test_image_has_its_prediction(straight):
 
 @pytest.mark.slow
 def test_the_page_on_own_pictures_leads_from_photos_to_a_prediction(call, tmp_path):
-    """Its drawn photos, three classes of 72, and its three commands; with fewer epochs, and in fp32
-    since some processors emulate bf16."""
+    """Its drawn photos, three classes of 72, and its three commands; with fewer epochs of smaller
+    pictures, and in fp32 since some processors emulate bf16."""
     _, after = (ROOT / "docs/own-pictures.md").read_text().split("<!-- draw -->\n```python\n")
     exec(after.split("```")[0], {})
-    call("train_improved.py", "--data-dir", "photos", "--epochs", "8", "--amp", "off")
+    call("train_improved.py", "--data-dir", "photos", "--epochs", "8", "--image-size", "48",
+         "--amp", "off")
     (result,) = tmp_path.glob("runs/*/*/result.json")
     assert json.loads(result.read_text())["test_top1"] > 0.85
 
