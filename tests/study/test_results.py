@@ -123,7 +123,6 @@ def test_runs_older_than_a_field_are_read_and_fields_of_younger_ones_shown(tmp_p
     ("recipe.json", None), ("result.json", '{"source": 1, "versions": [], "test_top1": "x", '
      '"val_top1": 0, "epochs": 1, "train_seconds": 1}'),
     ("recipe.json", '{"recipe": {"lr": []}, "runtime": {}}'),
-    ("recipe.json", '{"recipe": {"train_limit": "many"}, "runtime": {}}'),
     ("recipe.json", '{"recipe": {"pretrained": true, "weights": 7}, "runtime": {}}'),
     ("recipe.json", '{"recipe": {}, "runtime": null}')])
 def test_a_foreign_file_is_one_line_and_the_rest_is_shown(name, content, tmp_path, call):

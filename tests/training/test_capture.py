@@ -68,7 +68,7 @@ def watched(name: str = "simple_cnn", optimizer: str = "sgd", amp: torch.dtype |
     # What names no device is made on another one, where nothing of the step can meet it.
     with Watch() as watch, torch.device("meta"):
         step()
-    trained = storages(list(model.parameters()))
+    trained = storages(list(step.model.parameters()))
     assert trained.keys() <= watch.written.keys(), "the watch sees too little"
     own = [step.lr, step.cursor, step.losses, step.preds]  # of the epoch, begun anew by each
     known = storages([list(step.state()), own])

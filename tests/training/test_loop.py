@@ -16,8 +16,7 @@ from common.errors import RunError
 from common.models.build import freeze_backbone
 from common.models.launches import training_loss
 from common.training import loop
-from common.training.loop import (eval_batch_size, evaluate, fit, make_optimizer, predict,
-                                  train_one_epoch)
+from common.training.loop import eval_batch_size, evaluate, fit, make_optimizer, predict
 
 CPU = torch.device("cpu")
 MODELS = ("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
@@ -89,13 +88,6 @@ def test_weight_decay_spares_norms_and_biases_unless_asked():
     assert decayed == set(map(id, matrices))
     (everything,) = make_optimizer(model, replace(recipe, decay_all=True), CPU).param_groups
     assert len(everything["params"]) == len(list(model.parameters()))
-
-
-def test_an_epoch_can_be_run_by_itself():
-    step, heard = make_step(), []
-    loss, top1 = train_one_epoch(step, step, 1, [0.01] * step.steps, heard.append, "Epoch 1/1")
-    assert loss == pytest.approx(np.log(10), abs=0.25) and 0 <= top1 <= 1
-    assert heard[-1] == "in epoch 1/1, step 20" and len(heard) == step.steps
 
 
 @pytest.mark.parametrize("name", MODELS)
