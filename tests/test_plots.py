@@ -1,6 +1,5 @@
 """Figures: what they show, read back from the axes or the pixels, and how they are saved."""
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -181,7 +180,7 @@ def test_titles_are_made_of_names_and_fit(tmp_path: Path, kept: list[Figure]) ->
 def test_same_figure_twice_is_the_same_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
     for name in ("a.png", "b.png"):
-        curves(history(2, 3), tmp_path / name, "synthetic")
+        drawn("synthetic", tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png"]
     assert dict(matplotlib.rcParams) == before
@@ -196,11 +195,5 @@ def test_failed_save_keeps_the_old_figure(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "c.png").write_bytes(b"old")
     monkeypatch.setattr(Figure, "savefig", fill_the_disk)
     with pytest.raises(OSError, match="No space"):
-        curves(history(2, 3), tmp_path / "c.png", "t")
+        drawn("synthetic", tmp_path / "c.png")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("c.png", b"old")]
-
-
-def test_needs_no_display_and_no_torch(run_script: Callable) -> None:
-    heavy = "{'matplotlib.pyplot', 'torch'} & set(sys.modules)"
-    code = f"import sys, common.plots; sys.exit(bool({heavy}))"
-    assert run_script("-c", code).returncode == 0
