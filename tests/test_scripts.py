@@ -60,17 +60,6 @@ def outcome(folder):
     return torch.load(folder / "last.pt", weights_only=True)["weights"], rows
 
 
-def stop(cwd, flags, epoch, signum):
-    """(exit code, output) of a command that gets a signal when it has said an epoch's line."""
-    process = start(cwd, *flags)
-    wait_for(process, f"Epoch {epoch}/4")
-    process.send_signal(signum)
-    said, errors = process.communicate(timeout=60)
-    assert "Traceback" not in errors
-    assert not (cwd / STRAIGHT_FOLDER / "result.json").exists()
-    return process.returncode, said
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The folder of four uninterrupted epochs of ImprovedCNN with every augmentation of its
@@ -142,15 +131,18 @@ def test_the_page_on_own_pictures_leads_from_photos_to_a_prediction(call, tmp_pa
     assert "0.jpg: disc " in said
 
 
-def test_stopped_anywhere_and_resumed_equals_uninterrupted(straight, tmp_path):
-    """By SIGTERM, then, gone on with in the program's own words, by kill -9."""
-    code, said = stop(tmp_path, STRAIGHT, 1, signal.SIGTERM)
-    words = shlex.split(said.splitlines()[-1].removeprefix("to go on: "))
-    assert code == 143
-    assert words == ["python", str(ROOT / STRAIGHT[0]), *STRAIGHT[1:], "--resume"]
-    code, _ = stop(tmp_path, words[1:], 2, signal.SIGKILL)
-    assert code == -signal.SIGKILL
-    resumed = run(tmp_path, *words[1:])
+@pytest.mark.parametrize("signum, code", [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_stopped_anywhere_and_resumed_equals_uninterrupted(signum, code, straight, tmp_path):
+    process = start(tmp_path, *STRAIGHT)
+    wait_for(process, "Epoch 1/4")
+    process.send_signal(signum)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in errors
+    assert not (tmp_path / STRAIGHT_FOLDER / "result.json").exists()
+    flags = [str(ROOT / STRAIGHT[0]), *STRAIGHT[1:], "--resume"]
+    if signum == signal.SIGTERM:  # the program's own words for it
+        assert shlex.split(said.splitlines()[-1]) == ["to", "go", "on:", "python", *flags]
+    resumed = run(tmp_path, *flags)
     assert resumed.returncode == 0 and "resumed after epoch" in resumed.stdout
 
     (weights, history), (others, rows) = map(
