@@ -5,17 +5,16 @@ import json
 import runpy
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, fields, make_dataclass, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
 
-from common.config import (
-    COMMON_FLAGS, Parser, Recipe, Runtime, add_flags, difference, flag_of, option, parse,
-    refuse_without_effect)
+from common.config import (COMMON_FLAGS, Recipe, Runtime, difference, flag_of, parse,
+                           refuse_without_effect)
 from common.errors import InputError
+from conftest import ROOT
 
-ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted(path.name for path in ROOT.glob("*.py"))
 TRAINING = [name for name in SCRIPTS if name.startswith("train_")]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -51,24 +50,20 @@ print(json.dumps({"answers": answers, "heavy": heavy, "opened": opened}))
 """
 BAD = {
     "--resize 0": "a whole number from 1 to 16", "--resize 17": "from 1 to 16",
-    "--resize 1.5": "a whole number", "--epochs -1": "from 1 to 100000",
-    "--epochs 0": "from 1 to", "--epochs 1e3": "a whole number",
-    "--epochs": "expected one argument", "--batch-size 1": "from 2 to 65536",
-    "--batch-size -64": "from 2 to", "--batch-size 65537": "from 2 to 65536",
-    "--val-size 60000": "from 1 to 49999", "--val-size 0": "from 1 to",
+    "--resize 1.5": "a whole number", "--epochs 0": "from 1 to 100000",
+    "--epochs 1e3": "a whole number", "--epochs": "expected one argument",
+    "--batch-size 1": "from 2 to 65536", "--val-size 60000": "from 1 to 49999",
     "--train-limit 0": "of at least 1", "--image-size 7": "from 8 to 1024",
-    "--lr nan": "a number from 0 to 100", "--lr -0.1": "from 0 to", "--lr inf": "from 0 to 100",
-    "--lr abc": "a number", "--lr 1e-3x": "a number", "--weight-decay nan": "from 0 to 10",
-    "--weight-decay -1": "from 0 to", "--seed -1": "from 0 to 2.14748e+09",
+    "--lr nan": "a number from 0 to 100", "--lr inf": "from 0 to 100", "--lr 1e-3x": "a number",
+    "--weight-decay -1": "from 0 to 10", "--seed -1": "from 0 to 2.14748e+09",
     "--seed 4294967296": "from 0 to", "--label-smoothing 2": "from 0 to 0.99",
-    "--label-smoothing nan": "from 0 to", "--random-erasing 1.1": "from 0 to 1",
-    "--patience -1": "from 0 to", "--head-epochs -1": "from 0 to", "--head-lr nan": "from 0 to",
+    "--random-erasing 1.1": "from 0 to 1", "--patience -1": "from 0 to",
+    "--head-epochs -1": "from 0 to", "--head-lr nan": "from 0 to",
     "--device tpu": "invalid choice", "--amp fp8": "invalid choice",
     "--compile maybe": "invalid choice", "--recipe best": "invalid choice",
     "--name ../up": "no name of a folder", "--name ..": "no name of a folder",
     "--data-dir=": "name a path", "--out=": "name a path",
-    "--no-such-flag": "unrecognized arguments", "--no-such-flag 3": "unrecognized arguments",
-    "stray": "unrecognized arguments",
+    "--no-such-flag 3": "unrecognized arguments", "stray": "unrecognized arguments",
 }  # fmt: skip
 EFFNET_ONLY = ("--resize", "--label-smoothing", "--random-erasing", "--patience", "--head-epochs",
                "--head-lr")
@@ -96,13 +91,9 @@ def test_without_flags_the_default_recipe_stands() -> None:
 def test_explicit_flags_beat_smoke_which_beats_report_which_beats_default() -> None:
     assert ask("--recipe report")[0] == REPORT
     assert ask("--smoke")[0] == replace(DEFAULT, **SMOKE)
-    assert ask("--smoke --recipe report")[0] == replace(REPORT, **SMOKE)
     recipe, runtime = ask("--lr 0.0625 --recipe report --smoke --batch-size 7")
     assert recipe == replace(REPORT, **{**SMOKE, "lr": 0.0625, "batch_size": 7})
-    assert runtime.smoke and recipe.epochs == 2 and recipe.flip
-
-
-def test_a_flag_equal_to_the_default_still_beats_smoke() -> None:
+    assert runtime.smoke
     assert ask("--smoke --epochs 50 --lr 0.5")[0] == replace(DEFAULT, synthetic=True)
 
 
@@ -200,19 +191,6 @@ def test_what_the_recipe_itself_holds_is_never_refused() -> None:
     assert ask("--weights w.pth --smoke")[0].weights == "w.pth"
 
 
-@pytest.mark.parametrize("bounds", [{"low": 0}, {"low": 0, "high": 1}])
-def test_nan_is_beyond_every_bound(bounds: dict[str, float],
-                                   capsys: pytest.CaptureFixture[str]) -> None:
-    share = option(0.5, "a share", "group", **bounds)
-    fields_of = make_dataclass("One", [("share", float, share)])
-    parser = Parser()
-    add_flags(parser, fields_of())
-    assert parser.parse_args(["--share", "1"]).share == 1
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--share", "nan"])
-    assert "argument --share: nan is not a number " in capsys.readouterr().err
-
-
 def test_pick_sees_what_was_given() -> None:
     recipes = {**RECIPES, "big default": replace(DEFAULT, model="se_resnet18", epochs=9)}
 
@@ -260,15 +238,16 @@ def test_help_needs_no_torch(script: str, run_script: Run) -> None:
 
 
 @pytest.mark.parametrize("script", TRAINING)
-def test_help_shows_groups_flags_and_the_scripts_own_defaults(script: str,
-                                                              run_script: Run) -> None:
-    [[_, out, _]] = answers(run_script, script, ["--help"])["answers"]
-    module = runpy.run_path(str(ROOT / script))
+def test_help_shows_groups_flags_and_the_scripts_own_defaults(
+        script: str, call: Callable, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        call(script, "--help")
+    out, module = capsys.readouterr().out, runpy.run_path(str(ROOT / script))
     text = " ".join(out.split())
     for title in ("data:", "optimisation:", "runtime:"):
         assert f"\n{title}\n" in out
     own = [item.name for item in fields(Runtime) if item.metadata]
-    names = [*COMMON_FLAGS, *module.get("FLAGS", ()), *own]
+    names = [*COMMON_FLAGS, *module["FLAGS"], *own]
     default = module["RECIPES"]["default"]
     for name in names:
         flag = flag_of(name)
@@ -277,13 +256,6 @@ def test_help_shows_groups_flags_and_the_scripts_own_defaults(script: str,
         if value is not None and not isinstance(value, bool):
             assert f"(default: {value})" in text, f"{flag} does not show {value}"
     assert "--no-pretrained" in text or "pretrained" not in names
-
-
-def test_the_command_itself_refuses_with_exit_2(run_script: Run) -> None:
-    done = run_script("train_effnet.py", "--resize", 0, timeout=30)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("train_effnet.py: argument --resize: 0 is not a whole number from 1 to "
-                           "16; see --help\n")
 
 
 @pytest.mark.parametrize("script", TRAINING)
@@ -303,13 +275,6 @@ def test_the_scripts_recipes_keep_their_own_bounds(script: str) -> None:
             assert isinstance(value, str) or low <= value <= high, item.name
             kinds = (int, float) if isinstance(item.default, float) else (type(item.default),)
             assert item.default is None or type(value) in kinds, item.name
-
-
-def test_recipes_are_frozen_and_plain() -> None:
-    with pytest.raises(AttributeError):
-        DEFAULT.lr = 1  # type: ignore[misc]
-    assert json.loads(json.dumps(asdict(DEFAULT))) == asdict(DEFAULT)
-    assert Recipe(**asdict(REPORT)) == REPORT
 
 
 def test_difference_names_each_changed_or_missing_key() -> None:

@@ -108,17 +108,16 @@ finally:
 """
 
 
-def test_a_signal_waits_for_the_end_of_the_step(end: Run) -> None:
-    done = end(LOOP.format("os.kill(os.getpid(), signal.SIGINT)"))
-    assert (done.returncode, done.stdout) == (130, "after the operator\n")
-    assert "once more to stop at once" in done.stderr
-    assert done.stderr.endswith("-c: interrupted in step 2\n")
-
-
-def test_a_second_signal_between_two_operators_leaves_at_once(end: Run) -> None:
-    twice = "os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)"
-    done = end(LOOP.format(twice))
-    assert (done.returncode, done.stdout) == (130, "\n")
+@pytest.mark.parametrize("body, printed, said", [
+    ("os.kill(os.getpid(), signal.SIGINT)", "after the operator\n",
+     "stopping after this step; once more to stop at once\n-c: interrupted in step 2\n"),
+    ("os.kill(os.getpid(), signal.SIGTERM); os.kill(os.getpid(), signal.SIGINT)", "\n",
+     "-c: interrupted\n")])
+def test_a_signal_waits_for_the_step_and_a_second_one_for_the_operator(
+        end: Run, body: str, printed: str, said: str) -> None:
+    done = end(LOOP.format(body))
+    assert (done.returncode, done.stdout) == (130, printed)
+    assert done.stderr.endswith(said)
 
 
 def test_a_signal_in_the_last_step_is_not_lost(end: Run) -> None:

@@ -117,19 +117,6 @@ def test_a_training_script_tells_its_story(name, story):
     assert {word for word in called if word not in story} <= {"to"}
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_scripts_read_the_command_line_before_torch(name):
-    found = set()
-    for node in ast.parse((ROOT / f"{name}.py").read_text()).body:
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found.add(node.module)
-    assert not found & PACKAGES
-    ours = {name for name in found if name.startswith("common")}
-    assert ours <= {"common.config", "common.errors"}
-
-
 def test_only_the_allowed_packages():
     known = PACKAGES | COME_WITH_TORCH | set(sys.stdlib_module_names) | {"common", "train_effnet"}
     for path in [*ROOT.glob("*.py"), *FILES]:
@@ -142,8 +129,7 @@ def test_public_names_have_docstrings_and_hints(name):
     module = ast.parse(MODULES[name].read_text())
     assert ast.get_docstring(module)
     for node in module.body:
-        public = isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
-        if public:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name
         if isinstance(node, ast.FunctionDef):
             assert node.returns is not None, f"{node.name} has no return hint"
@@ -153,9 +139,6 @@ def test_public_names_have_docstrings_and_hints(name):
 
 def test_no_line_is_longer_than_100_columns():
     files = [*ROOT.glob("*.py"), *FILES, *(ROOT / "tests").rglob("*.py")]
-    long = []
-    for path in files:
-        for number, line in enumerate(path.read_text().splitlines(), 1):
-            if len(line) > 100:
-                long.append(f"{path.relative_to(ROOT)}:{number}")
+    long = [f"{path.relative_to(ROOT)}:{number}" for path in files
+            for number, line in enumerate(path.read_text().splitlines(), 1) if len(line) > 100]
     assert long == []

@@ -1,6 +1,5 @@
 """Metrics against values worked out by hand, plain loops and published tables."""
 import math
-import random
 
 import pytest
 import torch
@@ -42,7 +41,7 @@ def test_confusions_of_six_images_by_hand() -> None:
     assert most_confused(torch.eye(3, dtype=torch.int64)) == []
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_properties_and_plain_loops(seed: int) -> None:
     logits, labels = random_case(seed)
     preds, k = logits.argmax(1), logits.shape[1]
@@ -84,11 +83,6 @@ def test_a_confidence_on_an_edge_belongs_to_the_bin_above() -> None:
     assert table["count"] == [0, 0, 3, 0]
 
 
-def test_losses_by_hand() -> None:
-    logits, labels = logits_of([0.5, 0.25, 0.25], [0.1, 0.2, 0.7]), torch.tensor([0, 1])
-    assert nll(logits, labels) == pytest.approx(-(math.log(0.5) + math.log(0.2)) / 2)
-
-
 @pytest.mark.parametrize(("correct", "total", "low", "high"), [
     (8, 10, 0.4902, 0.9433), (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
     (0, 20, 0.0, 0.1611), (10, 10, 0.7225, 1.0)])
@@ -96,14 +90,6 @@ def test_wilson_interval_against_published_values(correct: int, total: int, low:
                                                   high: float) -> None:
     """The second to fourth cases are Newcombe's (Statistics in Medicine 17, 1998, table I)."""
     assert wilson_interval(correct, total) == pytest.approx((low, high), abs=6e-5)
-
-
-@pytest.mark.parametrize("correct", range(0, 41))
-def test_wilson_ends_are_where_the_score_test_just_rejects(correct: int) -> None:
-    share, z = correct / 40, 1.959963984540054
-    for end in wilson_interval(correct, 40):
-        assert 0 <= end <= 1
-        assert (share - end) ** 2 == pytest.approx(z * z * end * (1 - end) / 40, abs=1e-12)
 
 
 @pytest.mark.parametrize(("level", "df", "t"), [
@@ -114,31 +100,11 @@ def test_t_quantile_against_the_table(level: float, df: int, t: float) -> None:
     assert t_quantile(level, df) == pytest.approx(t, rel=3e-6)
 
 
-@pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 8])
-def test_t_quantile_against_the_closed_forms(df: int) -> None:
-    """Abramowitz & Stegun 26.7.3 and 26.7.4: finite sums in the angle atan(t / sqrt(df))."""
-    angle = math.atan(t_quantile(0.95, df) / math.sqrt(df))
-    odd = df % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for k in range(1 + odd, df, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * k / (k + 1)
-    inside = math.sin(angle) * total
-    share = (angle + inside) * 2 / math.pi if odd else inside
-    assert share == pytest.approx(0.95, abs=1e-9)
-
-
-def test_t_interval_by_hand_and_its_coverage() -> None:
+def test_t_interval_by_hand_and_what_few_values_leave_open() -> None:
     interval = t_interval([1.0, 2.0, 3.0])
     assert (interval.mean, interval.std) == (2.0, 1.0)
     half = 4.302653 / math.sqrt(3)
     assert (interval.low, interval.high) == pytest.approx((2 - half, 2 + half))
     assert t_interval(torch.tensor([5.0, 5.0])) == (5.0, 0.0, 5.0, 5.0)
-    drawn = random.Random(0)
-    intervals = [t_interval([drawn.gauss(0, 1) for _ in range(3)]) for _ in range(2000)]
-    assert sum(i.low <= 0 <= i.high for i in intervals) / 2000 == pytest.approx(0.95, abs=0.015)
-
-
-def test_few_values_leave_open_what_they_cannot_tell() -> None:
     assert t_interval([0.9]) == (0.9, None, None, None)
     assert t_interval([]) == (None, None, None, None)

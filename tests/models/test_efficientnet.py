@@ -45,12 +45,11 @@ def test_a_cropped_kernel_computes_the_same(size, kernel, stride, layout):
         (x.requires_grad_(), weight.requires_grad_()), rtol=1e-12, atol=1e-12)
 
 
-# At 32 px 11 of B2's 23 depthwise kernels reach beyond their map, at 64 px 4.
-@pytest.mark.parametrize("size", [32, 64])
-def test_cropped_kernels_compute_the_same_in_bf16(size, monkeypatch):
+def test_cropped_kernels_compute_the_same_in_bf16(monkeypatch):
     """Logits and gradients under autocast, on weights that are cast together."""
     torch.manual_seed(0)
-    model, images, found = efficientnet_b2().eval(), torch.rand(2, 3, size, size), []
+    # At 32 px 11 of B2's 23 depthwise kernels reach beyond their map, at 64 px 4.
+    model, images, found = efficientnet_b2().eval(), torch.rand(2, 3, 32, 32), []
     for forward in (LeanDepthwise.forward, Conv2dStaticSamePadding.forward):
         monkeypatch.setattr(LeanDepthwise, "forward", forward)
         with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
@@ -62,7 +61,7 @@ def test_cropped_kernels_compute_the_same_in_bf16(size, monkeypatch):
         assert 0 < theirs.norm() and (ours - theirs).norm() <= 0.1 * theirs.norm()
 
 
-@pytest.mark.parametrize("size", [32, 64, 96])
+@pytest.mark.parametrize("size", [32, 64])
 def test_lean_b2_equals_the_package(size):
     """In fp64: outputs in both modes, gradients, BatchNorm's statistics."""
     torch.manual_seed(0)

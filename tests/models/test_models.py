@@ -22,11 +22,6 @@ def test_parameter_counts(name, arguments, expected):
     assert count_parameters(build(name, **arguments)) == expected
 
 
-def test_unknown_model():
-    with pytest.raises(InputError, match="unknown model 'vgg'"):
-        build("vgg")
-
-
 def test_the_command_line_offers_the_networks_of_the_table():
     (model,) = (field for field in fields(Recipe) if field.name == "model")
     assert model.metadata["choices"] == tuple(NETWORKS)

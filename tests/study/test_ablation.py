@@ -2,12 +2,9 @@
 show; reruns that only fill gaps."""
 import csv
 import json
-import os
 import shutil
-import subprocess
-import sys
-import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,8 +17,9 @@ from common.errors import InputError, RunError
 from common.files import write_csv
 from common.models import weights
 from common.study.arms import share
-from common.study.ablation import (best_checkpoint, collect, conclusions, is_cifar10, learned,
-                                   mcnemar_exact, page, verdict, write)
+from common.study.ablation import (best_checkpoint, collect, conclusions, mcnemar_exact, page,
+                                   verdict, write)
+from common.training import loop
 from conftest import ROOT
 
 CONTROL = replace(train_effnet.DEFAULT, resize=2)
@@ -95,10 +93,7 @@ def test_table_statistics_by_hand(tmp_path):
     assert second.startswith("NoLS: +0.03 points (95 % interval −0.2")
     assert second.endswith("n = 3), no measurable effect. First study +0.00: confirmed.")
     write(table, tmp_path)
-    assert json.loads((tmp_path / "ablation.json").read_text())["conclusions"] == [
-        first,
-        second,
-    ]
+    assert json.loads((tmp_path / "ablation.json").read_text())["conclusions"] == [first, second]
     with (tmp_path / "ablation.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["arm"] for row in rows] == list(ARMS)
@@ -108,24 +103,16 @@ def test_table_statistics_by_hand(tmp_path):
     assert "93.81" in text and "the control starts from the weights" in text
 
 
-@pytest.mark.parametrize("recipe, more", [
-    ({"train_limit": 4500}, {}), ({}, {"source": "synthetic"}), ({}, {"is_cifar10": False}),
-    ({}, {"class_names": ["ant", "bee"]})])
-def test_the_first_study_stands_beside_all_of_cifar10_alone(tmp_path, recipe, more):
-    for study, (changed, other) in {"whole": ({}, {}), "part": (recipe, more)}.items():
-        for arm, value in zip(ARMS, (0.94, 0.80, 0.94)):
-            write_result(tmp_path / study, arm, 0, value, recipe=changed, **other)
-    whole, part = table_of(tmp_path / "whole"), table_of(tmp_path / "part")
-    assert "93.81" in page(whole) and "First study −10.07: open." in page(whole)
-    assert "93.81" not in page(part) and "irst study" not in page(part)
-
-
-def test_cifar10_is_told_by_its_key_and_in_older_results_by_its_classes():
-    older = {"source": "class folders, 10 classes", "class_names": list(CLASSES)}
-    assert is_cifar10(older) and is_cifar10({"source": "CIFAR-10"})
-    assert is_cifar10({"source": "x", "class_names": [], "is_cifar10": True})
-    assert not is_cifar10(older | {"is_cifar10": False})
-    assert not is_cifar10(older | {"source": "synthetic"})
+@pytest.mark.parametrize("recipe, more, beside", [
+    ({}, {}, True), ({}, {"source": "x", "class_names": [], "is_cifar10": True}, True),
+    ({"train_limit": 4500}, {}, False), ({}, {"source": "synthetic"}, False),
+    ({}, {"is_cifar10": False}, False), ({}, {"class_names": ["ant", "bee"]}, False)])
+def test_the_first_study_stands_beside_all_of_cifar10_alone(tmp_path, recipe, more, beside):
+    for arm, value in zip(ARMS, (0.94, 0.80, 0.94)):
+        write_result(tmp_path, arm, 0, value, recipe=recipe, **more)
+    text = page(table_of(tmp_path))
+    for words in ("93.81", "First study −10.07: open.", "irst study"):
+        assert (words in text) == beside
 
 
 @pytest.mark.parametrize("low, high, claimed, said", [
@@ -180,7 +167,7 @@ def test_arms_near_guessing_get_no_chart(tmp_path):
         write_result(tmp_path, arm, 0, value)
     table = table_of(tmp_path)
     write(table, tmp_path)
-    assert not learned(table) and not (tmp_path / "ablation.png").exists()
+    assert not (tmp_path / "ablation.png").exists()
     assert "No arm does much better than guessing" in conclusions(table)[-1]
 
 
@@ -246,23 +233,6 @@ def test_a_failing_arm_is_marked_and_a_rerun_clears_it(tmp_path, monkeypatch):
     assert own.run_name == f"{ARMS[1]}-seed0" and not own.resume
 
 
-def test_other_settings_are_another_study(monkeypatch):
-    names = set()
-    for flags in ("", "--weights lite2", "--recipe report", "--train-limit 4500", "--lr 0.001",
-                  "--data-dir photos", "--synthetic", "--smoke"):
-        monkeypatch.setattr(sys, "argv", ["ablation.py", "--all", *flags.split()])
-        _, _, runtime = ablation.parse()
-        names.add(runtime.run_name)
-    assert len(names) == 8 and any(name.startswith("report-") for name in names)
-    assert not any("seed" in name for name in names)
-
-
-def test_a_flag_without_effect_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ablation.py", "--all", "--smoke", "--data-dir", "x"])
-    with pytest.raises(InputError, match="--data-dir has no effect"):
-        ablation.parse()
-
-
 def test_the_smoke_study_starts_from_lite2_where_it_is_installed(tmp_path, monkeypatch):
     trained = []
     monkeypatch.setattr(train_effnet, "train", lambda recipe, *_, **__: trained.append(recipe))
@@ -274,19 +244,24 @@ def test_the_smoke_study_starts_from_lite2_where_it_is_installed(tmp_path, monke
 
 
 @pytest.fixture
-def ablate(tmp_path, monkeypatch, capsys):
-    """A function that runs ablation.py in tmp_path, where nothing trains, and returns its exit code
-    and what it prints."""
-    monkeypatch.chdir(tmp_path)
+def ablate(call, monkeypatch):
+    """A function that calls ablation.py in tmp_path, where nothing trains: its exit code and what
+    it prints."""
     monkeypatch.setattr("common.data.sources.load_splits", lambda *_: None)
     monkeypatch.setattr("common.study.ablation.measure_cost", lambda *_, **__: None)
     monkeypatch.setattr(train_effnet, "train", lambda *_, **__: None)
+    return partial(call, "ablation.py")
 
-    def run(*flags, script="ablation.py"):
-        monkeypatch.setattr(sys, "argv", [script, *flags])
-        return ablation.main(), capsys.readouterr().out
 
-    return run
+def test_other_settings_are_another_study(ablate, monkeypatch):
+    names = set()
+    monkeypatch.setattr(ablation, "run_job", lambda job, *args: names.add(args[-1].name))
+    for flags in ("", "--weights lite2", "--recipe report", "--train-limit 4500", "--lr 0.001",
+                  "--data-dir photos", "--synthetic", "--smoke --weights lite2"):
+        with pytest.raises(RunError, match="no run of"):
+            ablate("--all", *flags.split())
+    assert len(names) == 8 and any(name.startswith("report-") for name in names)
+    assert not any("seed" in name for name in names)
 
 
 def test_collect_tells_of_the_runs_not_of_the_flags(tmp_path, ablate):
@@ -296,13 +271,12 @@ def test_collect_tells_of_the_runs_not_of_the_flags(tmp_path, ablate):
     for arm, top1 in zip(ARMS, (0.9, 0.8, 0.85)):
         write_result(study, arm, 0, top1, val=top1, **own)
         (study / f"{arm}-seed0/best.pt").touch()
-    flags = ("--arms", *ARMS[1:], "--collect", "--name", "mine")
-    code, said = ablate(*flags, script="../there/ablation.py")
+    code, said = ablate("--arms", *ARMS[1:], "--collect", "--name", "mine")
     assert code == 0 and "the control starts from my own; 2 + 7 epochs; h, torch 2.9" in said
     table = json.loads((study / "ablation.json").read_text())
     assert (table["recipe"]["epochs"], table["recipe"]["head_epochs"]) == (7, 2)
-    command = f"python ../there/analyze.py --ckpt runs/ablation/mine/{ARMS[0]}-seed0/best.pt"
-    assert said.splitlines()[-1] == f"next: {command}"
+    best = f"runs/ablation/mine/{ARMS[0]}-seed0/best.pt"
+    assert said.splitlines()[-1] == f"next: python {ROOT / 'analyze.py'} --ckpt {best}"
     assert not (tmp_path / "best.pt").exists()
 
 
@@ -311,7 +285,8 @@ def test_a_finished_study_names_the_next_command_too(tmp_path, ablate):
         write_result(tmp_path / "runs/ablation/s", arm, 0, top1, val=top1)
         (tmp_path / f"runs/ablation/s/{arm}-seed0/best.pt").write_bytes(arm.encode())
     code, said = ablate("--arms", ARMS[1], "--name", "s")
-    assert code == 0 and said.splitlines()[-1] == "next: python analyze.py --ckpt best.pt"
+    assert code == 0
+    assert said.splitlines()[-1] == f"next: python {ROOT / 'analyze.py'} --ckpt best.pt"
     assert (tmp_path / "best.pt").read_bytes() == ARMS[0].encode()
 
 
@@ -354,40 +329,34 @@ def test_a_mistyped_name_is_told_what_there_is(tmp_path, ablate):
     (("--all", "--seeds", "½"), "½ is no seed: give whole numbers from 0"),
     (("--all", "--shard", "3/2", "--smoke"), "--shard 3/2 must be I/N"),
     (("--all", "--shard", "0/2", "--smoke"), "--shard 0/2 must be I/N"),
+    (("--all", "--smoke", "--data-dir", "x"), "--data-dir has no effect"),
 ])
-def test_bad_choices_are_exit_2(run_script, flags, said):
-    done = run_script("ablation.py", *flags)
-    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert said in done.stderr and done.stdout == ""
+def test_bad_choices_are_refused(ablate, capsys, tmp_path, flags, said):
+    with pytest.raises((SystemExit, InputError)) as refused:
+        ablate(*flags)
+    assert said in f"{refused.value}{capsys.readouterr().err}" and not any(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_killed_after_an_arm_and_started_again_equals_uninterrupted(tmp_path):
-    """Two arms of the smoke study on a few images: kill -9 in the second, start again, and the
-    accuracies are the same."""
-    tiny = ("--train-limit", "20", "--val-size", "20", "--epochs", "1", "--resize", "1")
-    flags = ("--arms", "EfficientNetB2_NoLS", "--smoke", *tiny, "--deterministic", "--name", "s")
+def test_a_stopped_study_goes_on_where_it_was(call, monkeypatch, tmp_path):
+    """Two arms of the smoke study on a few images, stopped in the second one's second epoch."""
+    flags = ("ablation.py", "--arms", ARMS[2], "--smoke", "--train-limit", "20", "--val-size", "20",
+             "--epochs", "1", "--resize", "1", "--name", "s")
+    study, begun = tmp_path / "runs/ablation/s", []
 
-    def command(folder):
-        folder.mkdir(exist_ok=True)
-        words = [sys.executable, "-u", str(Path(ablation.__file__)), *flags]
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return dict(args=words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE)
+    def evaluate(*args, real=loop.evaluate, **more):
+        begun.append((study / f"{ARMS[2]}-seed0").exists())
+        if sum(begun) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **more)
 
-    whole = subprocess.run(**command(tmp_path / "whole"), timeout=400)
-    assert whole.returncode == 0
-    process = subprocess.Popen(**command(tmp_path / "parts"))
-    for line in process.stdout:
-        if line.startswith("[2/2]"):
-            break
-    time.sleep(1)
-    process.kill()
-    process.wait()
-    again = subprocess.run(**command(tmp_path / "parts"), timeout=400)
-    assert again.returncode == 0 and again.stdout.count("is finished: nothing to do") >= 1
-    paths = [tmp_path / name / "runs/ablation/s/ablation.json" for name in ("whole", "parts")]
-    one, other = (json.loads(path.read_text()) for path in paths)
-    assert len(one["rows"]) == 2 and one["gaps"] == {} == other["gaps"]
-    for a, b in zip(one["rows"], other["rows"], strict=True):
-        for key in ("arm", "top1_by_seed", "delta", "train_memory_mb"):
-            assert a[key] == b[key], key
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    monkeypatch.setattr("common.data.synthetic.POOLS", {"train": (20, 0), "test": (10, 1)})
+    with pytest.raises(KeyboardInterrupt):
+        call(*flags)
+    code, said = call(*flags)
+    assert code == 0 and f"{ARMS[0]}-seed0 is finished: nothing to do" in said
+    assert "resumed after epoch 1\n" in said
+    table = json.loads((study / "ablation.json").read_text())
+    assert [row["arm"] for row in table["rows"]] == [ARMS[0], ARMS[2]] and table["gaps"] == {}
+    assert all(row["train_memory_mb"] > 0 for row in table["rows"])

@@ -2,23 +2,17 @@
 and a first look that never stops."""
 import json
 import statistics
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
 
 import train_effnet
 import train_improved
-from common.config import Recipe, Runtime
-from common.data.augment import Augmentation, Preprocess
-from common.data.splits import make_splits
-from common.data.synthetic import CLASSES, draw
+from common.config import Runtime
+from common.data.augment import Augmentation
 from common.models.build import build
 from common.study import bench, loops, rates
-from common.training.loop import TrainStep, make_optimizer
-from common.training.schedule import epoch_order
 
 CPU = torch.device("cpu")
 
@@ -75,40 +69,10 @@ def test_the_profile_names_the_operators_of_a_step(case):
     assert found["step_seconds"] > 0
 
 
-def test_the_command_writes_what_it_measured(tmp_path, monkeypatch):
+def test_the_command_writes_what_it_measured(tmp_path, call, monkeypatch):
     monkeypatch.setattr(rates, "rates", lambda case, *_: [case.about])
-    target = tmp_path / "deep" / "bench.json"
-    flags = "bench --device cpu --amp off --models simple_cnn --batch-sizes 20 50 --json".split()
-    monkeypatch.setattr(sys, "argv", [*flags, str(target)])
-    bench.main()
-    written = json.loads(target.read_text())
+    flags = "--device cpu --amp off --models simple_cnn --batch-sizes 20 50 --json deep/bench.json"
+    call("common.study.bench", *flags.split())
+    written = json.loads((tmp_path / "deep/bench.json").read_text())
     assert {"hardware", "torch", "git_commit"} <= written["environment"].keys()
     assert [one["batch_size"] for one in written["results"]] == [20, 50]
-
-
-@pytest.mark.slow
-def test_our_step_learns_as_the_plain_loop_does():
-    """The same images in the same order, from the same weights: fp32 losses are equal to
-    rounding, for thirty steps."""
-    splits = make_splits(*draw(60, seed=0), *draw(20, seed=1), CLASSES, "synthetic", val_size=100)
-    recipe = Recipe(model="improved_cnn", batch_size=50, lr=0.01, weight_decay=5e-4, decay_all=True)
-    prepare = Preprocess(splits.mean, splits.std, 1, Augmentation.of(recipe), CPU)
-    plain, ours = build("improved_cnn"), build("improved_cnn")
-    ours.load_state_dict(plain.state_dict())
-    step = TrainStep(ours, splits.train, prepare, make_optimizer(ours, recipe, CPU), 50)
-    optimizer = torch.optim.SGD(plain.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    expected, found = [], []
-    for epoch in (1, 2, 3):
-        step.start_epoch(epoch, [0.01] * step.steps)
-        for _ in range(step.steps):
-            step()
-        found += step.losses.tolist()
-        for batch in epoch_order(len(splits.train), 50, epoch):
-            images = prepare.clean(splits.train.images[batch])
-            loss = nn.functional.cross_entropy(plain(images), splits.train.labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            expected.append(loss.item())
-    assert len(found) == 30 and found == pytest.approx(expected, rel=2e-3)
-    assert found[-1] < found[0]

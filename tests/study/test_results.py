@@ -11,11 +11,12 @@ import train_baseline
 import train_effnet
 import train_improved
 from common.config import Recipe
+from common.errors import InputError
 from common.study.results import find, markdown, table
 from conftest import ROOT
 
 B2 = replace(train_effnet.DEFAULT, resize=2)
-COMMAND = ("-m", "common.study.results")
+COMMAND = "common.study.results"
 
 
 def write_run(folder: Path, recipe: Recipe, test: float, **more) -> None:
@@ -122,44 +123,42 @@ def test_runs_older_than_a_field_are_read_and_fields_of_younger_ones_shown(tmp_p
     ("recipe.json", None), ("result.json", '{"source": 1, "versions": [], "test_top1": "x", '
      '"val_top1": 0, "epochs": 1, "train_seconds": 1}'),
     ("recipe.json", '{"recipe": {"lr": []}, "runtime": {}}'),
-    ("recipe.json", '{"recipe": {"train_limit": "many"}, "runtime": {}}'),
     ("recipe.json", '{"recipe": {"pretrained": true, "weights": 7}, "runtime": {}}'),
     ("recipe.json", '{"recipe": {}, "runtime": null}')])
-def test_a_foreign_file_is_one_line_and_the_rest_is_shown(name, content, tmp_path, run_script):
+def test_a_foreign_file_is_one_line_and_the_rest_is_shown(name, content, tmp_path, call):
     for run in ("a", "b"):
         write_run(tmp_path / "runs" / run, train_baseline.DEFAULT, 0.73)
     file = tmp_path / "runs/b" / name
     file.write_text(content) if content else file.unlink()
-    done = run_script(*COMMAND)
-    assert (done.returncode, done.stderr) == (0, "")
-    first, *rest = done.stdout.splitlines()
+    code, said = call(COMMAND)
+    first, *rest = said.splitlines()
+    assert code == 0
     assert first.startswith("left out: runs/b") and name in first
     assert sum("73.00" in line for line in rest) == 1
 
 
-def test_no_finished_run_is_one_line(tmp_path, run_script):
+def test_no_finished_run_is_one_line(tmp_path, call):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "absent"):
-        done = run_script(*COMMAND, folder)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == (f"results.py: {folder} holds no finished run: train first, or name "
-                               "another folder\n")
+        with pytest.raises(InputError, match=f"^{folder} holds no finished run: train first, or"):
+            call(COMMAND, folder)
 
 
-def test_a_page_links_each_seed_to_its_file(tmp_path, run_script):
+def test_a_page_links_each_seed_to_its_file(tmp_path, call):
     for seed, test in enumerate((0.73, 0.74)):
         recipe = replace(train_baseline.DEFAULT, seed=seed)
         write_run(tmp_path / f"runs/odd name|-seed{seed}", recipe, test)
     write_run(tmp_path / "runs/b2", B2, 0.9)
     page = tmp_path / "notes/page.md"
-    assert run_script(*COMMAND, "--write", page).returncode == 0
+    call(COMMAND, "--write", page)
     text = page.read_text()
     found = dict(re.findall(r"\[([\d.]+)\]\(([^)]*)\)", text))
     assert list(found) == ["90.00", "73.00", "74.00"] and "73.50 ± 0.71 (n = 2: [" in text
     assert found["73.00"] == "../runs/odd%20name%7C-seed0/result.json"
     assert r"odd name\|" in text and (page.parent / found["90.00"]).is_file()
-    done = run_script(*COMMAND, "--write", page)
-    assert done.returncode == 2 and "is there already" in done.stderr and page.read_text() == text
+    with pytest.raises(InputError, match="is there already"):
+        call(COMMAND, "--write", page)
+    assert page.read_text() == text
 
 
 def test_markdown_is_aligned_numbers_to_the_right():

@@ -4,19 +4,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from drawn import AUGMENTED, make_step
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.config import Recipe
-from common.data import synthetic
-from common.data.augment import Augmentation, Preprocess
-from common.data.splits import Splits, make_splits
-from common.models.build import NETWORKS, build
-from common.training.loop import TrainStep, make_optimizer, set_train_mode
+from common.models.build import NETWORKS
+from common.training.loop import TrainStep
 
-CPU = torch.device("cpu")
-EVERYTHING = Augmentation(4, True, 15, 0.2, 0.2, 0.5)
 # PyTorch's own marks of operators whose result decides what the host does next.
 READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -54,36 +50,25 @@ class Watch(TorchDispatchMode):
         return result
 
 
-@pytest.fixture(scope="module")
-def splits() -> Splits:
-    """40 train / 10 val / 10 test drawn images."""
-    drawn = *synthetic.draw(5, seed=0), *synthetic.draw(1, seed=1)
-    return make_splits(*drawn, synthetic.CLASSES, "synthetic", val_size=10)
-
-
-def watched(splits: Splits, name: str = "simple_cnn", optimizer: str = "sgd",
-            amp: torch.dtype | None = None,
+def watched(name: str = "simple_cnn", optimizer: str = "sgd", amp: torch.dtype | None = None,
             plant: Callable[[TrainStep], object] = lambda step: None) -> list[torch.Size]:
     """Shapes of what the second step of an epoch changes and `capture` would not put back.
 
     Args:
         plant: puts a fault into the step.
     """
-    torch.manual_seed(0)
-    recipe = Recipe(model=name, optimizer=optimizer)
     # The stem that shrinks images: bf16 is slow on a CPU that lacks it.
-    model = build(name, stem="imagenet").to(memory_format=torch.channels_last)
-    set_train_mode(model)
-    prepare = Preprocess(splits.mean, splits.std, 1, EVERYTHING, CPU)
-    step = TrainStep(model, splits.train, prepare, make_optimizer(model, recipe, CPU), 4, 0.1, amp,
-                     class_weights=torch.ones(10))
+    recipe = Recipe(model=name, stem="imagenet", optimizer=optimizer, batch_size=4, cutmix=0.5,
+                    label_smoothing=0.1, **AUGMENTED)
+    step = make_step(recipe, amp=amp)
+    step.class_weights = torch.ones(10)
     plant(step)
     step.start_epoch(1, [1e-3] * step.steps)
     step()  # the first makes the optimiser's state
     # What names no device is made on another one, where nothing of the step can meet it.
     with Watch() as watch, torch.device("meta"):
         step()
-    trained = storages(list(model.parameters()))
+    trained = storages(list(step.model.parameters()))
     assert trained.keys() <= watch.written.keys(), "the watch sees too little"
     own = [step.lr, step.cursor, step.losses, step.preds]  # of the epoch, begun anew by each
     known = storages([list(step.state()), own])
@@ -92,9 +77,8 @@ def watched(splits: Splits, name: str = "simple_cnn", optimizer: str = "sgd",
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("optimizer, amp", [("sgd", None), ("adamw", torch.bfloat16)])
-def test_a_step_reads_nothing_and_changes_only_what_a_capture_puts_back(name, optimizer, amp,
-                                                                        splits):
-    assert watched(splits, name, optimizer, amp) == []
+def test_a_step_reads_nothing_and_changes_only_what_a_capture_puts_back(name, optimizer, amp):
+    assert watched(name, optimizer, amp) == []
 
 
 @pytest.mark.parametrize("work", [
@@ -104,27 +88,27 @@ def test_a_step_reads_nothing_and_changes_only_what_a_capture_puts_back(name, op
     lambda x: torch._foreach_lerp_([x.detach() * 1], [x.detach()], x.detach().mean()),
     lambda x: x * torch.tensor([2.0], device="cpu"),
 ], ids=["float", "nonzero", "mask", "weight of a lerp", "from the host"])
-def test_a_host_read_is_found(work, splits):
+def test_a_host_read_is_found(work):
     def plant(step: TrainStep) -> None:
         step.model.head.register_forward_pre_hook(lambda _, inputs: [work(*inputs)] and None)
 
     with pytest.raises(AssertionError, match="the host waits for"):
-        watched(splits, plant=plant)
+        watched(plant=plant)
 
 
-def test_a_tensor_that_is_made_elsewhere_is_found(splits):
+def test_a_tensor_that_is_made_elsewhere_is_found():
     def plant(step: TrainStep) -> None:
         step.model.head.register_forward_pre_hook(lambda _, inputs: inputs[0] + torch.ones(512))
 
     with pytest.raises(RuntimeError, match="meta"):
-        watched(splits, plant=plant)
+        watched(plant=plant)
 
 
-def test_a_tensor_that_a_capture_would_not_put_back_is_found(splits):
+def test_a_tensor_that_a_capture_would_not_put_back_is_found():
     """An average of the head's weights, which every step moves."""
     def plant(step: TrainStep) -> None:
         head = step.model.head.weight
         average = head.detach().clone()
         step.optimizer.register_step_post_hook(lambda *_: average.lerp_(head.detach(), 0.1))
 
-    assert watched(splits, plant=plant) == [(10, 512)]
+    assert watched(plant=plant) == [(10, 512)]

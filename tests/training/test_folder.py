@@ -19,18 +19,11 @@ def claim(out, recipe=PLAIN, splits=None, **runtime):
 def test_a_used_folder_is_refused(tmp_path):
     folder = claim(tmp_path)
     assert folder == tmp_path / "script" / PLAIN.name() and (folder / "recipe.json").is_file()
-    (folder / "history.csv").write_text("")
+    (folder / "notes.txt").write_text("someone else's")
     with pytest.raises(InputError, match="--resume, or choose a new --name"):
         claim(tmp_path)
     assert claim(tmp_path, run_name="other").name == "other"
     assert claim(tmp_path, resume=True) == folder
-
-
-def test_someone_elses_file_makes_a_folder_used(tmp_path):
-    (tmp_path / "script" / "mine").mkdir(parents=True)
-    (tmp_path / "script" / "mine" / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="choose a new --name"):
-        claim(tmp_path, run_name="mine")
 
 
 def test_a_run_that_died_before_its_first_epoch_stands_in_no_ones_way(tmp_path):
@@ -90,29 +83,23 @@ def test_resume_with_another_length_says_how_to_train_longer(length, tmp_path):
         claim(tmp_path, replace(PLAIN, **length), resume=True, run_name="a")
 
 
-def test_runs_older_than_a_field_are_resumed(tmp_path):
+def test_runs_older_than_a_field_are_resumed_and_foreign_ones_are_one_line(tmp_path):
     folder = claim(tmp_path)
     stored = json.loads((folder / "recipe.json").read_text())
     del stored["identity"], stored["recipe"]["fit"], stored["recipe"]["image_size"]
     (folder / "recipe.json").write_text(json.dumps(stored))
     assert claim(tmp_path, resume=True) == folder
-
-
-def test_foreign_recipes_are_one_line(tmp_path):
-    folder = claim(tmp_path)
-    for content in ("{}", "[]", "null", "{", '{"recipe": 1}', '{"recipe": 1, "split_hash": ""}'):
+    for content in ("[]", '{"recipe": 1}', '{"recipe": 1, "split_hash": ""}'):
         (folder / "recipe.json").write_text(content)
         with pytest.raises(InputError, match="recipe.json"):
             claim(tmp_path, resume=True)
 
 
 def test_smoke_runs_never_stand_in_the_way(tmp_path):
-    names = []
-    for _ in range(3):
+    for name in ("smoke-x", "smoke-x-2", "smoke-x-3"):
         folder = claim(tmp_path, smoke=True, run_name="smoke-x")
         (folder / "history.csv").write_text("")
-        names.append(folder.name)
-    assert names == ["smoke-x", "smoke-x-2", "smoke-x-3"]
+        assert folder.name == name
 
 
 @pytest.fixture

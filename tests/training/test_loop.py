@@ -16,8 +16,7 @@ from common.errors import RunError
 from common.models.build import freeze_backbone
 from common.models.launches import training_loss
 from common.training import loop
-from common.training.loop import (eval_batch_size, evaluate, fit, make_optimizer, predict,
-                                  train_one_epoch)
+from common.training.loop import eval_batch_size, evaluate, fit, make_optimizer, predict
 
 CPU = torch.device("cpu")
 MODELS = ("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
@@ -40,9 +39,10 @@ def trained(folder, recipe=PLAIN, stage=TRAIN, **of_run):
     return run
 
 
-def test_step_equals_a_plain_loop():
+@pytest.mark.parametrize("recipe, rtol", [(PLAIN, 1e-4), (BN, 2e-3)])
+def test_step_equals_a_plain_loop(recipe, rtol):
     """Same order, data and rates, torch's unfused SGD: an epoch's losses and weights by hand."""
-    step = make_step(replace(PLAIN, weight_decay=1e-3, decay_all=True))
+    step = make_step(replace(recipe, weight_decay=1e-3, decay_all=True))
     twin, train, splits = copy.deepcopy(step.model), step.split, drawn_splits()
     step.start_epoch(7, [6e-3 / (i + 1) for i in range(step.steps)])
     for _ in range(step.steps):
@@ -63,10 +63,10 @@ def test_step_equals_a_plain_loop():
         optimizer.step()
         losses.append(loss.item())
         correct += int((logits.argmax(1) == labels).sum())
-    assert step.losses.tolist() == pytest.approx(losses, rel=1e-4)
+    assert step.losses.tolist() == pytest.approx(losses, rel=rtol)
     assert step.top1() * len(train) == pytest.approx(correct, abs=1)
-    for a, b in zip(step.model.parameters(), twin.parameters()):
-        torch.testing.assert_close(a, b, rtol=1e-3, atol=3e-5)
+    for a, b in zip(step.model.state_dict().values(), twin.state_dict().values()):
+        torch.testing.assert_close(a, b, rtol=10 * rtol, atol=rtol / 3)
 
 
 def test_the_step_mixes_images_and_labels_alike():
@@ -88,13 +88,6 @@ def test_weight_decay_spares_norms_and_biases_unless_asked():
     assert decayed == set(map(id, matrices))
     (everything,) = make_optimizer(model, replace(recipe, decay_all=True), CPU).param_groups
     assert len(everything["params"]) == len(list(model.parameters()))
-
-
-def test_an_epoch_can_be_run_by_itself():
-    step, heard = make_step(), []
-    loss, top1 = train_one_epoch(step, step, 1, [0.01] * step.steps, heard.append, "Epoch 1/1")
-    assert loss == pytest.approx(np.log(10), abs=0.25) and 0 <= top1 <= 1
-    assert heard[-1] == "in epoch 1/1, step 20" and len(heard) == step.steps
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -135,19 +128,17 @@ def test_val_is_evaluated_in_such_batches_and_captured_for_them(tmp_path, monkey
     assert sizes == ["example of 40", 40, 40, 20]
 
 
-@pytest.mark.parametrize("name, lr, epochs", [
-    ("simple_cnn", 0.02, 40), ("improved_cnn", 0.003, 20)])
-def test_64_images_can_be_learned_by_heart(name, lr, epochs, tmp_path):
-    recipe, few = replace(PLAIN, model=name, batch_size=16), take(range(64), range(10))
-    run = trained(tmp_path, recipe, Stage("train", epochs, lr), splits=few)
-    assert evaluate(run.model, few.train, run.prepare)[1] > 0.95
+def test_64_images_can_be_learned_by_heart(tmp_path):
+    few = take(range(64), range(10))
+    run = trained(tmp_path, replace(BN, batch_size=16), Stage("train", 12, 0.005), splits=few)
+    assert evaluate(run.model, few.train, run.prepare)[1] > 0.98
 
 
 def test_shuffled_train_labels_teach_nothing(tmp_path):
     train = drawn_splits().train
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
     shuffled = replace(drawn_splits(), train=replace(train, labels=train.labels[order]))
-    lost, honest = (trained(tmp_path / name, BN, replace(TRAIN, epochs=4), splits=splits).history
+    lost, honest = (trained(tmp_path / name, BN, replace(TRAIN, epochs=3), splits=splits).history
                     for name, splits in (("lost", shuffled), ("honest", drawn_splits())))
     # Chance is 0.10, with a standard deviation of 0.03 on 100 images.
     assert lost[-1]["val_top1"] < 0.22 < honest[-1]["val_top1"]
@@ -197,11 +188,7 @@ def failing(error):
 
 
 @pytest.mark.parametrize("error", [
-    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp] data. DefaultCPUAllocator: can't allocate "
-                 "memory: you tried to allocate 4096 bytes."),
-    MemoryError(),
-], ids=["cuda", "cpu", "python"])
+    RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB."), MemoryError()])
 @pytest.mark.parametrize("batch_size, remedy", [
     (20, "--batch-size 20: try --batch-size 10"), (2, "--batch-size 2: use smaller images"),
 ])
@@ -212,9 +199,8 @@ def test_a_want_of_memory_is_one_line_that_helps(error, batch_size, remedy, tmp_
 
 
 def test_other_errors_are_not_called_a_want_of_memory(tmp_path):
-    error = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        trained(tmp_path, model=failing(error))
+        trained(tmp_path, model=failing(RuntimeError("CUDA error: an illegal memory access")))
 
 
 def test_the_time_left_is_said_once_a_stage(tmp_path, capsys):
@@ -254,15 +240,16 @@ def test_frozen_backbone_stands_still_and_then_moves(tmp_path):
     assert [row["stage"] for row in run.history] == ["head", "finetune"]
 
 
-@pytest.mark.parametrize("name, stop_after", [
-    ("improved_cnn", 1), ("improved_cnn", 2), ("improved_cnn", 3), ("efficientnet_b2", 1)])
-def test_resume_is_exact(name, stop_after, tmp_path):
-    """Two stages of two epochs, stopped anywhere: weights and history as if never stopped; with
-    every augmentation, dropout, and B2's drop-connect."""
+@pytest.mark.parametrize("name, length, stop_after", [
+    ("improved_cnn", 2, 1), ("improved_cnn", 2, 2), ("improved_cnn", 2, 3),
+    ("efficientnet_b2", 1, 1)])
+def test_resume_is_exact(name, length, stop_after, tmp_path):
+    """Two stages, stopped anywhere: weights and history as if never stopped; with every
+    augmentation, dropout, and B2's drop-connect."""
     recipe = replace(PLAIN, model=name, optimizer="adamw", batch_size=50, **AUGMENTED)
     few = take(range(0, 400, 4 if name == "improved_cnn" else 25), range(0, 100, 5))
 
-    def both(folder, resume=False, epochs=(2, 2)):
+    def both(folder, stop=2 * length, resume=False):
         run = make_run(folder, recipe, few, new_model(replace(recipe, seed=99 * resume)))
         if resume:
             run.restore()
@@ -271,13 +258,13 @@ def test_resume_is_exact(name, stop_after, tmp_path):
             run.model.head.register_forward_pre_hook(
                 lambda _, inputs: F.dropout(inputs[0], 0.5, run.model.training))
         freeze_backbone(run.model, name)
-        fit(run, Stage("head", epochs[0], 1e-3))
+        fit(run, Stage("head", min(stop, length), 1e-3))
         run.model.requires_grad_(True)
-        fit(run, Stage("finetune", epochs[1], 1e-3))
+        fit(run, Stage("finetune", max(0, stop - length), 1e-3))
         return run
 
     straight = both(tmp_path / "straight")
-    both(tmp_path / "parts", epochs=(min(2, stop_after), max(0, stop_after - 2)))
+    both(tmp_path / "parts", stop_after)
     parts = both(tmp_path / "parts", resume=True)
     assert equal(straight.model.state_dict(), parts.model.state_dict())
     assert equal(straight.best_weights, parts.best_weights)
