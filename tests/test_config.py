@@ -55,7 +55,7 @@ BAD = {
     "--batch-size 1": "from 2 to 65536", "--val-size 60000": "from 1 to 49999",
     "--train-limit 0": "of at least 1", "--image-size 7": "from 8 to 1024",
     "--lr nan": "a number from 0 to 100", "--lr inf": "from 0 to 100", "--lr 1e-3x": "a number",
-    "--weight-decay -1": "from 0 to 10", "--seed -1": "from 0 to 2.14748e+09",
+    "--weight-decay -1": "from 0 to 10", "--seed -1": "from 0 to 2147483647",
     "--seed 4294967296": "from 0 to", "--label-smoothing 2": "from 0 to 0.99",
     "--random-erasing 1.1": "from 0 to 1", "--patience -1": "from 0 to",
     "--head-epochs -1": "from 0 to", "--head-lr nan": "from 0 to",
@@ -64,7 +64,7 @@ BAD = {
     "--name ../up": "no name of a folder", "--name ..": "no name of a folder",
     "--data-dir=": "name a path", "--out=": "name a path",
     "--no-such-flag 3": "unrecognized arguments", "stray": "unrecognized arguments",
-}  # fmt: skip
+}
 EFFNET_ONLY = ("--resize", "--label-smoothing", "--random-erasing", "--patience", "--head-epochs",
                "--head-lr")
 

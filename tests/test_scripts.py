@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-from common import toolchain
 from common.data import folders
 from common.errors import InputError
 from conftest import ROOT, environment, one_line, run, write_image
@@ -248,7 +247,6 @@ def test_a_run_needs_no_compiler_and_no_place_for_its_copy(call, tmp_path, monke
     monkeypatch.setenv("PATH", "/nonexistent")
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")  # so that what the run sets is undone
-    monkeypatch.setattr(toolchain, "compile_ready", toolchain.compile_ready.__wrapped__)
     _, said = call("train_baseline.py", *TINY, "--epochs", "1", "--name", "a", "--compile", "on",
                    "--out", tmp_path / "runs")
     folder = tmp_path / "runs" / "train_baseline" / "a"

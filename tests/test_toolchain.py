@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from common import toolchain
+from common.compiler import compile_ready, find_compiler
 
 ELF = b"\x7fELF\x02\x01\x01" + bytes(57)
-compile_ready = toolchain.compile_ready.__wrapped__  # asked afresh at every call
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +20,7 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, list[str]]:
     """Exit code and rows of the check on a closure of two packages, which leaves the extension
     loaded in this process; skips without a compiler."""
     try:
-        toolchain.find_compiler()
+        find_compiler()
     except RuntimeError as error:
         pytest.skip(str(error))
     small = tmp_path_factory.mktemp("check") / "small.txt"
@@ -110,13 +110,13 @@ def test_compilers_are_looked_up_in_order(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(RuntimeError, match=r"g\+\+ or clang\+\+ or c\+\+ is not on PATH"):
-        toolchain.find_compiler()
+        find_compiler()
     for name in ("c++", "clang++", "g++"):
         (tmp_path / name).write_text("#!/bin/sh\n")
         (tmp_path / name).chmod(0o755)
-        assert toolchain.find_compiler() == [str(tmp_path / name)]
+        assert find_compiler() == [str(tmp_path / name)]
     monkeypatch.setenv("CXX", "clang++ -m64")
-    assert toolchain.find_compiler() == [str(tmp_path / "clang++"), "-m64"]
+    assert find_compiler() == [str(tmp_path / "clang++"), "-m64"]
 
 
 def test_compile_ready_agrees_with_the_compiler(checked: object, tmp_path: Path,

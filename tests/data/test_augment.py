@@ -220,7 +220,7 @@ def test_hardly_any_augmentation_is_hardly_different_from_what_val_sees(name: st
 
 
 @pytest.mark.parametrize("resize", [1, 2])
-@pytest.mark.parametrize("spec", [FULL, *PARTS, Recipe(crop_padding=4)], ids=repr)
+@pytest.mark.parametrize("spec", [FULL, *PARTS, Recipe(crop_padding=4)])
 def test_training_images_come_from_the_operations_and_one_draw(spec: Recipe,
                                                                resize: int) -> None:
     """In the order jitter, crop, mirror, rotation, resize, normalisation, erasing."""
@@ -273,8 +273,8 @@ def test_a_seeded_generator_decides_everything() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1 - 2**-24])
-@pytest.mark.parametrize("spec", [FULL, MOVED, Recipe(crop_padding=64), Recipe(crop_padding=64, rotation=180)],
-                         ids=repr)
+@pytest.mark.parametrize("spec", [FULL, MOVED, Recipe(crop_padding=64),
+                                  Recipe(crop_padding=64, rotation=180)])
 def test_the_ends_of_the_draw_stay_in_bounds(spec: Recipe, value: float,
                                              monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "rand", lambda *shape, generator, device: torch.full(shape, value))

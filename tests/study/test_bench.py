@@ -10,7 +10,7 @@ import torch
 import train_effnet
 import train_improved
 from common.config import Runtime
-from common.data.augment import Augmentation
+from common.data.augment import augmentation
 from common.models.build import build
 from common.study import bench, loops, rates
 
@@ -43,7 +43,7 @@ def test_every_network_is_measured_with_the_augmentation_and_size_of_its_script(
     ours = loops.short_recipe(name, 125)
     for key in ("optimizer", "resize"):
         assert getattr(ours, key) == getattr(script, key)
-    assert Augmentation.of(ours) == Augmentation.of(script) and build(ours.model)
+    assert augmentation(ours) == augmentation(script) and build(ours.model)
 
 
 def test_a_variant_that_fails_is_named_and_leaves_the_others(case, monkeypatch, capsys):

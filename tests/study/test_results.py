@@ -42,8 +42,9 @@ def test_seeds_share_a_row(tmp_path):
         write_run(tmp_path / f"train_baseline/a-seed{seed}", recipe, test, epochs=3 + seed // 2)
     (row,) = rows(tmp_path)
     assert row == {
-        "run": "train_baseline/a", "what": "SimpleCNN", "weights": "random", "epochs": "3 to 4",
-        "test %": "74.00 ± 1.00 (n = 3)", "val %": "75.00 ± 0.00", "time": "80 s", "on": "1"}
+        "run": "train_baseline/a", "what": "simple_cnn", "weights": "random", "epochs": "3 to 4",
+        "test %": "74.00 ± 1.00 (n = 3: 73.00, 74.00, 75.00)",
+        "val %": "75.00 ± 0.00", "time": "80 s", "on": "1"}
 
 
 def test_only_runs_that_differ_in_nothing_else_share_a_row(tmp_path):
@@ -69,15 +70,15 @@ def test_a_row_says_what_departs_from_the_usual_in_words(tmp_path):
         ("f", {"flip": False, "decay_all": True, "nesterov": True, "rotation": 7.5}),
     ):
         write_run(tmp_path / name, replace(B2, **changed), 0.9)
-    what = {row["run"]: row["what"].removeprefix("EfficientNet-B2 ") for row in rows(tmp_path)}
+    what = {row["run"]: row["what"].removeprefix("efficientnet_b2 ") for row in rows(tmp_path)}
     assert what == {
         "a": "×2", "b": "×2, lr 0.004", "c": "×2, no label smoothing",
-        "d": "×2, 4,500 train images",
-        "e": "×3, 4,500 train images, CutMix 0.5",
-        "f": "×2, nesterov, decay of all parameters, no flip, rotation 7.5"}
+        "d": "×2, train limit 4500",
+        "e": "×3, train limit 4500, cutmix 0.5",
+        "f": "×2, nesterov, decay all, no flip, rotation 7.5"}
     _, below = table(find(tmp_path)[0], tmp_path)
-    assert below[0].startswith("usual recipe of EfficientNet-B2: dropout 0.3, ")
-    assert "batch size 125, adamw, lr 0.002, weight decay 0.01, cosine schedule" in below[0]
+    assert below[0].startswith("usual recipe of efficientnet_b2: dropout 0.3, ")
+    assert "batch size 125, optimizer adamw, lr 0.002, weight decay 0.01, schedule" in below[0]
 
 
 def test_seeds_and_trials_do_not_make_a_recipe_usual(tmp_path):
@@ -87,7 +88,7 @@ def test_seeds_and_trials_do_not_make_a_recipe_usual(tmp_path):
         write_run(tmp_path / f"trial-seed{seed}", trial, 0.4)
     write_run(tmp_path / "whole", train_improved.CNN, 0.9)
     assert [row["what"] for row in rows(tmp_path)] == [
-        "ImprovedCNN, 500 train images, lr 0.5", "ImprovedCNN"]
+        "improved_cnn, train limit 500, lr 0.5", "improved_cnn"]
 
 
 def test_weights_networks_and_data_are_told_apart(tmp_path):
@@ -102,8 +103,8 @@ def test_weights_networks_and_data_are_told_apart(tmp_path):
     found = rows(tmp_path)
     assert [row["weights"] for row in found] == [
         "ImageNet", "lite2", "random", "mine", "w", "random", "ImageNet"]
-    assert found[5]["what"] == "SE-ResNet18 with imagenet stem"
-    assert found[6]["what"] == "EfficientNet-B2 ×2, class folders, 3 classes"
+    assert found[5]["what"] == "se_resnet18 imagenet"
+    assert found[6]["what"] == "efficientnet_b2 ×2, data class folders, 3 classes"
 
 
 def test_runs_older_than_a_field_are_read_and_fields_of_younger_ones_shown(tmp_path):
@@ -115,7 +116,8 @@ def test_runs_older_than_a_field_are_read_and_fields_of_younger_ones_shown(tmp_p
         card["recipe"] = {key: value for key, value in both.items() if value is not None}
         path.write_text(json.dumps(card))
     old, young = rows(tmp_path)
-    assert old["test %"].endswith("(n = 2)") and young["what"] == "EfficientNet-B2 ×2, mix up 0.3"
+    assert old["test %"].endswith("(n = 2: 90.00, 90.00)")
+    assert young["what"] == "efficientnet_b2 ×2, mix up 0.3"
 
 
 @pytest.mark.parametrize("name, content", [

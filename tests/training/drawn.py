@@ -11,7 +11,7 @@ from common.config import Recipe, Runtime
 from common.data import synthetic
 from common.data.augment import Preprocess
 from common.data.splits import Splits, make_splits
-from common.models.build import architecture, build
+from common.models.build import build
 from common.training.loop import TrainStep, make_optimizer, set_train_mode
 from common.training.run import Run
 
@@ -36,8 +36,8 @@ def new_model(recipe: Recipe = PLAIN, device: str = "cpu") -> Module:
 
 def arch_of(recipe: Recipe) -> dict[str, object]:
     """Arguments of `build` for the drawn images."""
-    return architecture(recipe.model, input_size=32 * recipe.resize, stem=recipe.stem,
-                        dropout=recipe.dropout, bn_momentum=recipe.bn_momentum)
+    return {"name": recipe.model, "input_size": 32 * recipe.resize, "stem": recipe.stem,
+            "dropout": recipe.dropout, "bn_momentum": recipe.bn_momentum}
 
 
 def make_step(recipe: Recipe = PLAIN, model: Module | None = None,

@@ -17,7 +17,7 @@ from drawn import PLAIN, drawn_splits, equal, make_run
 from common.config import Runtime, Stage
 from common.errors import InputError
 from common.files import read_checkpoint, write_checkpoint
-from common.models.build import architecture, build
+from common.models.build import build
 from common.models.efficientnet import PADDING_IMAGE_SIZE
 from common.training.lifecycle import build_model, open_run
 from common.training.loop import fit
@@ -59,7 +59,7 @@ def test_changed_weights_fail_the_probe(saved, tmp_path):
 def test_changed_padding_fails_the_probe(saved, tmp_path):
     """The trap that the probe is there for: the state dict does not hold EfficientNet's padding."""
     torch.manual_seed(0)
-    arch = architecture("efficientnet_b2", num_classes=10, input_size=64, bn_momentum=1.0)
+    arch = {"name": "efficientnet_b2", "input_size": 64, "bn_momentum": 1.0}
     model, inputs = build(**arch), torch.rand(4, 3, 64, 64)
     with torch.no_grad():
         model.train()(inputs)  # statistics of these inputs: fresh ones would let no signal through

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import toolchain
+from common import compiler
 from common.config import Runtime
 from common.errors import InputError
 from common.training import runtime
@@ -18,22 +18,22 @@ LONG, SHORT = runtime.COMPILE_PAYS_AFTER, runtime.COMPILE_PAYS_AFTER - 1
 @pytest.mark.parametrize("flag, device, images, expected", [
     ("auto", CPU, LONG, False), ("auto", GPU, SHORT, False), ("auto", GPU, LONG, True),
     ("on", CPU, 1, True), ("on", GPU, 1, True), ("off", GPU, LONG, False),
-])  # fmt: skip
+])
 def test_when_to_compile(flag, device, images, expected, monkeypatch):
-    monkeypatch.setattr(toolchain, "compile_ready", lambda kind: None)
+    monkeypatch.setattr(compiler, "compile_ready", lambda kind: None)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")  # so that what the function sets is undone
     assert runtime.wants_compile(Runtime(compile=flag), device, images) is expected
 
 
 def test_without_a_compiler_one_line_and_eager(monkeypatch, capsys):
-    monkeypatch.setattr(toolchain, "compile_ready", lambda kind: f"no compiler for {kind}")
+    monkeypatch.setattr(compiler, "compile_ready", lambda kind: f"no compiler for {kind}")
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")
     assert not runtime.wants_compile(Runtime(compile="on"), CPU, 1)
     assert capsys.readouterr().out == "not compiled: no compiler for cpu\n"
 
 
 def test_what_was_compiled_outlives_a_reboot(monkeypatch, tmp_path):
-    monkeypatch.setattr(toolchain, "compile_ready", lambda kind: None)
+    monkeypatch.setattr(compiler, "compile_ready", lambda kind: None)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
     runtime.wants_compile(Runtime(compile="on"), CPU, 1)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
