@@ -25,7 +25,6 @@ FIGURES: dict[str, Figure] = {
     "gradient": lambda x, y: np.clip(0.5 + 0.2 * x, 0, 1),
 }
 CLASSES = tuple(FIGURES)
-SHAPES = 5  # so many classes are shapes, which have a place; textures are everywhere
 POOLS = {"train": (600, 0), "test": (100, 1)}  # images per class, and the seed
 
 
@@ -42,27 +41,16 @@ def draw(n_per_class: int, seed: int, size: int = 32) -> tuple[ndarray, ndarray]
     Returns:
         images (N, 3, size, size) uint8 and labels (N,) int64, N = 10 * n_per_class.
     """
-    return _draw(n_per_class, seed, size)[:2]
-
-
-def places(n_per_class: int, seed: int, size: int = 32) -> ndarray:
-    """(N, size, size) bool: where each image of `draw` with these arguments shows its figure."""
-    return _draw(n_per_class, seed, size)[2]
-
-
-def _draw(n_per_class: int, seed: int, size: int) -> tuple[ndarray, ndarray, ndarray]:
-    """Images, labels and places."""
     rng = RandomState(seed)
     labels = rng.permutation(np.repeat(np.arange(len(CLASSES)), n_per_class))
     images = np.empty((len(labels), 3, size, size), np.uint8)
-    where = np.empty((len(labels), size, size), bool)
     for label, figure in enumerate(FIGURES.values()):
-        images[labels == label], where[labels == label] = _pictures(figure, n_per_class, size, rng)
-    return images, labels, where
+        images[labels == label] = _pictures(figure, n_per_class, size, rng)
+    return images, labels
 
 
-def _pictures(figure: Figure, n: int, size: int, rng: RandomState) -> tuple[ndarray, ndarray]:
-    """(n, 3, size, size) uint8 pictures of one class, and (n, size, size) where the figure is."""
+def _pictures(figure: Figure, n: int, size: int, rng: RandomState) -> ndarray:
+    """(n, 3, size, size) uint8 pictures of one class."""
     def drawn(low: float, high: float, channels: int = 1) -> ndarray:
         """(n, channels, 1, 1) float32; not by rng.uniform, whose arithmetic compilers may fuse."""
         return low + (high - low) * rng.random_sample((n, channels, 1, 1)).astype(np.float32)
@@ -72,15 +60,12 @@ def _pictures(figure: Figure, n: int, size: int, rng: RandomState) -> tuple[ndar
     back = images = drawn(0, 1, 3)
     # After the figure two specks: distractors that belong to no class.
     speck = FIGURES["disc"], 0.06, 0.18, 1.0
-    masks = []
     for shape, smallest, largest, reach in ((figure, 0.4, 0.7, 0.3), speck, speck):
         right, down = x - drawn(-reach, reach), y - drawn(-reach, reach)
         scale, tangent = drawn(smallest, largest), drawn(-0.2, 0.2)  # turned by up to 11°
         mask = shape((right + tangent * down) / scale, (down - tangent * right) / scale)
-        masks.append(mask)
         front = (back + drawn(0.25, 0.75, 3)) % 1  # each channel differs by at least 0.25
         images = images + mask * (front - images)
     light = drawn(-0.15, 0.15, 3) * y  # from above or below
     noise = drawn(0.05, 0.3) * (rng.random_sample(images.shape) - 0.5)
-    pictures = (255 * np.clip(images + light + noise, 0, 1) + 0.5).astype(np.uint8)
-    return pictures, masks[0][:, 0] > 0
+    return (255 * np.clip(images + light + noise, 0, 1) + 0.5).astype(np.uint8)
