@@ -178,7 +178,7 @@ class Runtime:
     started: float = field(default_factory=time.perf_counter, compare=False)
 
 
-METAVARS = {"weights": "FILE", "ckpt": "FILE", "data_dir": "DIR", "out": "DIR", "target": "DIR"}
+METAVARS = {"weights": "FILE", "ckpt": "FILE", "data_dir": "DIR", "out": "DIR"}
 COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "class_weights",
                 "epochs", "batch_size", "lr", "weight_decay", "seed")
 
