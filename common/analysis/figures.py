@@ -188,7 +188,8 @@ def strips(parts: Sequence[Strip], columns: int, path: Path, title: str, note: s
     high = int(1.5 * UNIT)
     # One large picture: matplotlib takes long over a hundred small ones.
     canvas = np.full((rows * high, columns * wide, 3), 255, np.uint8)
-    with new_figure(path, title, (columns * wide / 150, rows * high / 150 + 1.2), note) as figure:
+    size = columns * wide / 150, rows * high / 150 + (1.2 if note else 0.5)
+    with new_figure(path, title, size, note) as figure:
         axes = figure.subplots()
         for number, (pictures, caption) in enumerate(parts):
             top, left = number // columns * high, number % columns * wide
