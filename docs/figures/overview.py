@@ -26,7 +26,7 @@ STEPS = (  # what it is called, its runs (one a seed), the first study's percent
     ("SE-ResNet18, CIFAR stem:\nends in a 4×4 map", ["train_improved/se_resnet18-cifar-seed0"],
      None),
     ("EfficientNet-B2, 64 px,\nfrom scratch (8 epochs)", [f"{ARMS}NoPretrain-seed0"], 83.74),
-    ("… from ImageNet,\n32 px (8 epochs)", [f"{ARMS}NoResize-seed0"], 85.99),
+    ("… from ImageNet, 32 px", ["train_effnet/b2-32px-lite2-30"], 85.99),
     ("… 64 px", ["train_effnet/b2-lite2-cutmix-60"], 93.81),
     ("… 96 px", ["train_effnet/b2-96px-lite2"], None),
 )
