@@ -95,6 +95,8 @@ def analyze(options: Options, runtime: Runtime) -> Path:
         birds = split.labels == CLASSES.index("bird")
         of_birds = faithfulness(subject, split.images[birds], preds[birds], [cam])
         test["differences"]["bird"] = of_birds["differences"]
+    # For which class, and which kind of map, each figure shows the evidence; the others show it for
+    # the true class beside the predicted one.
     asked = {"errors": [], "heat_right": [(preds, cam)],
              "heat_methods": [(preds, kind) for kind in CAMS]}
     both = [(split.labels, cam), (preds, cam)]

@@ -104,7 +104,9 @@ class Preprocess:
             x = warp(x, dy, dx, flip, degrees, size)
         else:
             # Without rotation whole pixels move: gathering them is exact and cheaper than sampling.
-            x = _enlarge(crop_flip(x, *shifts, flip, recipe.crop_padding), self.resize)
+            if recipe.crop_padding or recipe.flip:
+                x = crop_flip(x, *shifts, flip, recipe.crop_padding)
+            x = _enlarge(x, self.resize)
         x = torch.addcmul(self.shift, x, self.scale)
         if recipe.random_erasing:
             x = erase(x, *erase_box(for_erasing, recipe.random_erasing, size))
