@@ -2,19 +2,21 @@
 
     python -m common.toolchain
 
-One table: versions, compiler, torch.compile, an extension of our own built, run and compared with
-PyTorch, and a search of all compiled files that --requirements (requirements.txt) leads to, of the
-CUDA build 5 GB in 30 s. Exit code 1 where a check raises RuntimeError, whose line makes the row.
+One table: versions, torch.compile, an extension of our own built, run and compared with PyTorch,
+and a search of all compiled files that --requirements (requirements.txt) leads to, of the CUDA
+build 5 GB in 30 s. Exit code 1 where a check raises RuntimeError, whose line makes the row.
 """
-import logging
 import mmap
+import os
 import platform
 import re
+import shlex
+import shutil
+import subprocess
 import tempfile
-from importlib.metadata import Distribution, PackageNotFoundError, distribution
+from importlib import metadata
 from pathlib import Path
 
-from common.compiler import compile_ready, find_compiler, output
 from common.config import Parser, a_path
 from common.errors import run_script
 from common.words import count
@@ -30,40 +32,49 @@ COMPILED = (b"\x7fELF", b"!<arch>\n", b"MZ", b"BC\xc0\xde", b"\xcf\xfa\xed\xfe",
             b"\xca\xfe\xba\xbe")
 
 
+def output(*command: str | Path) -> str:
+    """What a command prints; RuntimeError with its complaints where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace",
+                          env={**os.environ, "LC_ALL": "C"})
+    if done.returncode:
+        raise RuntimeError(done.stderr or f"{command[0]} fails and does not say why")
+    return done.stdout
+
+
 def check_compile() -> str:
-    """The devices that torch.compile can serve here, of which it must serve all."""
+    """Compiles a function for the GPU, or else for the CPU, and runs it."""
     import torch
 
-    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
-    for device in devices:
-        if problem := compile_ready(device):
-            raise RuntimeError(f"not on {device}: {problem}")
-    return f"ready on {' and '.join(devices)}"
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    return f"works on {device}"
 
 
 def check_extension() -> str:
-    """Builds the extension, runs it, and compares it with PyTorch."""
+    """Builds the extension with the compiler that PyTorch takes, runs it, and compares."""
     import torch
-
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # nvcc without a GPU
     from torch.utils.cpp_extension import include_paths, library_paths
 
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    if not shutil.which(compiler[0]):
+        raise RuntimeError(f"{compiler[0]} is not on PATH: install it, or name another with CXX")
+    version = output(*compiler, "--version").partition("\n")[0]
     flags = ["-O2", "-std=c++20", "-fopenmp", "-shared", "-fPIC", "-ltorch_cpu", "-lc10"]
     flags += [f"-isystem{path}" for path in include_paths()]
     for path in library_paths():
         # The run path leads at::parallel_for to PyTorch's OpenMP, not to a second one.
         flags += [f"-L{path}", f"-Wl,-rpath,{path}"]
     with tempfile.TemporaryDirectory() as folder:
-        output(*find_compiler(), SOURCE, *flags, "-o", f"{folder}/confusion.so")
+        output(*compiler, SOURCE, *flags, "-o", f"{folder}/confusion.so")
         torch.ops.load_library(f"{folder}/confusion.so")
     labels, preds = torch.randint(10, (2, 99_999))
     expected = torch.bincount(10 * labels + preds, minlength=100).view(10, 10)
     if not torch.ops.cifar10_study.confusion(labels, preds, 10).equal(expected):
         raise RuntimeError(f"{SOURCE.name} was built, but differs from PyTorch")
-    return f"{SOURCE.name} built, equals PyTorch"
+    return f"{version}; {SOURCE.name} built, equals PyTorch"
 
 
-def closure(lines: list[str]) -> dict[str, Distribution]:
+def closure(lines: list[str]) -> dict[str, metadata.Distribution]:
     """Installed distributions that requirement lines lead to, optional ones only through extras."""
     found, todo = {}, [(line, "") for line in lines]
     for line, extras in todo:  # which grows
@@ -71,9 +82,9 @@ def closure(lines: list[str]) -> dict[str, Distribution]:
         if not name or name + wanted in found or "extra" in rest and not extras:
             continue
         try:
-            found[name + wanted] = distribution(name)
+            found[name + wanted] = metadata.distribution(name)
             todo += [(more, wanted) for more in found[name + wanted].requires or ()]
-        except PackageNotFoundError:
+        except metadata.PackageNotFoundError:
             if name == "opencv-python":
                 todo.append(("opencv-python-headless", ""))
     return found
@@ -122,15 +133,15 @@ def main() -> int:
     parser = Parser(prog="python -m common.toolchain", description=__doc__.partition("\n")[0])
     parser.add_argument("--requirements", type=a_path, default=REQUIREMENTS, metavar="FILE")
     requirements, failed = parser.parse_args().requirements, 0
-    checks = {"versions": versions,
-              "C++ compiler": lambda: output(*find_compiler(), "--version").partition("\n")[0],
-              "torch.compile": check_compile, "C++ extension": check_extension,
+    checks = {"versions": versions, "torch.compile": check_compile,
+              "C++ extension": check_extension,
               "packages": lambda: check_packages(requirements)}
     for name, check in checks.items():
         try:
             verdict, words = "ok", check()
         except (RuntimeError, ImportError, OSError) as error:
-            verdict, words, failed = "FAIL", str(error).partition("\n")[0], 1
+            lines = re.findall(".*error: .*", str(error)) + str(error).splitlines()
+            verdict, words, failed = "FAIL", lines[0], 1
         print(f"{verdict:4}  {name:13}  {words}", flush=True)
     return failed
 

@@ -17,7 +17,7 @@ ROOMS = {
     "analysis": {"training", "data", "models"},
     "study": {"analysis", "training", "data", "models"},
 }
-FOUNDATION = {"compiler", "config", "errors", "files", "metrics", "plots", "toolchain", "words"}
+FOUNDATION = {"config", "errors", "files", "metrics", "plots", "toolchain", "words"}
 FILES = sorted(path for path in (ROOT / "common").rglob("*.py") if path.name != "__init__.py")
 PACKAGES = {"torch", "torchvision", "numpy", "matplotlib", "tqdm", "cv2", "efficientnet_pytorch"}
 COME_WITH_TORCH = {"triton", "PIL"}

@@ -14,9 +14,8 @@ import torch
 import torchvision
 from torch import backends, cuda
 
-from common import compiler
 from common.config import Runtime
-from common.errors import InputError
+from common.errors import InputError, reason
 from common.files import Json
 from common.words import count
 
@@ -131,10 +130,21 @@ def wants_compile(runtime: Runtime, device: torch.device, training_images: int) 
     # PyTorch's own default is a folder that a reboot empties.
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{home}/cifar10-study/inductor")
-    if problem := compiler.compile_ready(device.type):
-        print(f"not compiled: {problem}")
+    if problem := compile_problem(device):
+        print(f"not compiled: {problem}; python -m common.toolchain tells more")
         return False
     return True
+
+
+def compile_problem(device: torch.device) -> str | None:
+    """Why torch.compile does not work on `device`, in one line; None where it does, as tried on one
+    addition."""
+    try:
+        with torch._dynamo.config.patch(suppress_errors=False):
+            torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+    except Exception as error:  # whatever a compiler, or the want of one, makes PyTorch raise
+        return reason(error)
+    return None
 
 
 def environment(device: torch.device) -> Json:

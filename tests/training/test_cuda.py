@@ -12,7 +12,6 @@ from conftest import run as run_process
 from drawn import AUGMENTED, PLAIN, do, drawn_splits, make_run, make_step, new_model
 from torch import nn
 
-from common.compiler import compile_ready
 from common.config import Runtime, Stage
 from common.data.augment import Preprocess
 from common.errors import RunError
@@ -20,6 +19,7 @@ from common.models.build import freeze_backbone
 from common.study import bench
 from common.training.graph import accelerate, captured_forward
 from common.training.loop import fit, predict, train_one_epoch
+from common.training.runtime import compile_problem
 
 pytestmark = [
     pytest.mark.cuda,
@@ -115,7 +115,7 @@ def test_learning_rate_is_obeyed_inside_the_graph():
 
 @pytest.mark.parametrize("compiles", [False, True])
 def test_freeze_and_unfreeze_moves_the_backbone(compiles):
-    if compiles and (problem := compile_ready("cuda")):
+    if compiles and (problem := compile_problem(torch.device("cuda"))):
         pytest.skip(problem)
     model = new_model(SMALL, "cuda")
     before = copy.deepcopy(model.state_dict())

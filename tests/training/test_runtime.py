@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import compiler
 from common.config import Runtime
 from common.errors import InputError
 from common.training import runtime
@@ -20,20 +19,24 @@ LONG, SHORT = runtime.COMPILE_PAYS_AFTER, runtime.COMPILE_PAYS_AFTER - 1
     ("on", CPU, 1, True), ("on", GPU, 1, True), ("off", GPU, LONG, False),
 ])
 def test_when_to_compile(flag, device, images, expected, monkeypatch):
-    monkeypatch.setattr(compiler, "compile_ready", lambda kind: None)
+    monkeypatch.setattr(runtime, "compile_problem", lambda device: None)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")  # so that what the function sets is undone
     assert runtime.wants_compile(Runtime(compile=flag), device, images) is expected
 
 
 def test_without_a_compiler_one_line_and_eager(monkeypatch, capsys):
-    monkeypatch.setattr(compiler, "compile_ready", lambda kind: f"no compiler for {kind}")
+    def refuse(function):
+        raise RuntimeError("no compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")
     assert not runtime.wants_compile(Runtime(compile="on"), CPU, 1)
-    assert capsys.readouterr().out == "not compiled: no compiler for cpu\n"
+    assert capsys.readouterr().out == (
+        "not compiled: no compiler; python -m common.toolchain tells more\n")
 
 
 def test_what_was_compiled_outlives_a_reboot(monkeypatch, tmp_path):
-    monkeypatch.setattr(compiler, "compile_ready", lambda kind: None)
+    monkeypatch.setattr(runtime, "compile_problem", lambda device: None)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
     runtime.wants_compile(Runtime(compile="on"), CPU, 1)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
