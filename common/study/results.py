@@ -1,27 +1,26 @@
-"""One table of all finished runs below a folder.
+"""One table of all finished runs below a folder, as Markdown.
 
     python -m common.study.results                        # of ./runs
-    python -m common.study.results docs/results           # of the published ones
-    python -m common.study.results runs --write runs.md   # as a page whose figures are links
+    python -m common.study.results docs/results --links   # for a page there: figures are links
 
 Runs that differ in their seed alone share a row: mean ± standard deviation (n = seeds). *what* is
 the network and what departs from its usual recipe here, the one that most of its runs with all
 training images have; that stands below the table, as do the machines, by number. Test and val are
 top-1 in percent at the epoch that was best on val; time is that of all epochs.
 """
-import os
 import re
+import sys
 from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean, mode, stdev
 from typing import NamedTuple
-from urllib.parse import quote
+from urllib.parse import quote_from_bytes
 
 from common.config import Parser, Recipe, a_path
 from common.errors import InputError, run_script
-from common.files import Json, read_json, write_text
+from common.files import Json, read_json
 from common.words import duration, number
 
 NUMBERS = ("test_top1", "val_top1", "epochs", "train_seconds")
@@ -54,9 +53,7 @@ def read_run(folder: Path) -> Run:
         recipe = asdict(Recipe()) | card["recipe"] | {"data": data}
         words = "{hardware}, torch {torch}, {precision}"
         machine = words.format(**{"precision": "precision unknown"} | result["versions"])
-        # What comes after need not ask whether these can be counted and put into words.
-        sum(result[key] for key in NUMBERS), {*recipe.values()}
-        departures(recipe, {}), network(recipe), weights(recipe)
+        sum(result[key] for key in NUMBERS), {*recipe.values()}  # can be added up, and counted
     except (AttributeError, LookupError, TypeError, ValueError):
         raise InputError(f"{folder}: result.json or recipe.json holds other values than this "
                          "project writes; restore them, or move the folder away") from None
@@ -79,8 +76,8 @@ def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
     groups = {}
     for run in runs:
         key = str((run.folder.parent, run.recipe | {"seed": None}, run.machine))
-        if run.recipe["seed"] in groups.get(key, ()):  # once more the same is no other seed
-            key = run.folder
+        while run.recipe["seed"] in groups.get(key, ()):
+            key += "again"  # the same seed once more is no other one
         groups.setdefault(key, {})[run.recipe["seed"]] = run
     return [list(group.values()) for group in groups.values()]
 
@@ -103,19 +100,17 @@ def departures(recipe: Json, base: Json) -> list[str]:
 
 def network(recipe: Json) -> str:
     """`se_resnet18 imagenet`, or `efficientnet_b2 ×2` where images are enlarged."""
-    name = recipe["model"]
-    if name == "se_resnet18":
-        name += f" {recipe['stem']}"
-    return name if recipe["resize"] == 1 else f"{name} ×{recipe['resize']}"
+    stem = f" {recipe['stem']}" if recipe["model"] == "se_resnet18" else ""
+    resize = f" ×{recipe['resize']}" if recipe["resize"] != 1 else ""
+    return f"{recipe['model']}{stem}{resize}"
 
 
 def weights(recipe: Json) -> str:
     """`random`, `ImageNet` for the published ones, else the name of the file, or of the run whose
     best.pt it was."""
-    if not recipe["pretrained"]:
-        return "random"
-    file = Path(recipe["weights"] or "ImageNet")
-    return file.parent.name if file.name == "best.pt" else file.stem
+    file = Path(str(recipe["weights"] or "ImageNet"))
+    own = file.parent.name if file.name == "best.pt" else file.stem
+    return own if recipe["pretrained"] else "random"
 
 
 def mean(values: Sequence[float]) -> str:
@@ -124,11 +119,11 @@ def mean(values: Sequence[float]) -> str:
     return number(100 * fmean(values)) + spread
 
 
-def table(runs: Sequence[Run], root: Path, page: Path | None = None) -> tuple[list, list[str]]:
+def table(runs: Sequence[Run], root: Path, links: bool = False) -> tuple[list, list[str]]:
     """(header and rows as cells, lines to stand below: usual recipes and machines).
 
     Args:
-        page: the file that the table is for, where each test figure is a link; None to print it.
+        links: make of each run's test figure a link to its file, for a page in `root`.
     """
     machines = list(dict.fromkeys(run.machine for run in runs))
     bases = {model: usual([run.recipe for run in runs if run.recipe["model"] == model])
@@ -136,35 +131,24 @@ def table(runs: Sequence[Run], root: Path, page: Path | None = None) -> tuple[li
     grid = [HEADS]
     for group in by_seed(runs):
         folder, recipe, _, machine = group[0]
-        columns = {key: [run.result[key] for run in group] for key in NUMBERS}
-        name, test = folder.relative_to(root).as_posix(), figure(group[0], page)
+        tests, vals, epochs, seconds = zip(*([run.result[key] for key in NUMBERS] for run in group))
+        each = [mean([value]) for value in tests]
+        if links:
+            files = (run.folder.relative_to(root) / "result.json" for run in group)
+            each = [f"[{shown}]({quote_from_bytes(bytes(file))})"
+                    for shown, file in zip(each, files)]
+        name, test = folder.relative_to(root).as_posix(), each[0]
         if len(group) > 1:
             name = re.sub(r"-?seed\d+$", "", name)
-            each = ", ".join(figure(run, page) for run in group)
-            test = f"{mean(columns['test_top1'])} (n = {len(group)}: {each})"
-        grid.append((
-            name,
-            ", ".join([network(recipe), *departures(recipe, bases[recipe["model"]])]),
-            weights(recipe),
-            test,
-            mean(columns["val_top1"]),
-            " to ".join(map(str, sorted({*columns["epochs"]}))),
-            duration(fmean(columns["train_seconds"])),
-            str(machines.index(machine) + 1),
-        ))
+            test = f"{mean(tests)} (n = {len(group)}: {', '.join(each)})"
+        what = [network(recipe), *departures(recipe, bases[recipe["model"]])]
+        grid.append((name, ", ".join(what), weights(recipe), test, mean(vals),
+                     " to ".join(map(str, sorted({*epochs}))), duration(fmean(seconds)),
+                     str(machines.index(machine) + 1)))
     plain = asdict(Recipe(batch_size=0, lr=0))  # so that these two are always said
     below = [f"usual recipe of {model}: {', '.join(departures(base, plain))}"
              for model, base in bases.items()]
     return grid, below + [f"machine {i}: {words}" for i, words in enumerate(machines, 1)]
-
-
-def figure(run: Run, page: Path | None) -> str:
-    """A run's test figure, on a page a link to its result.json."""
-    shown = mean([run.result["test_top1"]])
-    if page is None:
-        return shown
-    target = os.path.relpath(run.folder / "result.json", page.parent)
-    return f"[{shown}]({quote(os.fsencode(target))})"
 
 
 def markdown(grid: Sequence[Sequence[str]], texts: int = 1) -> str:
@@ -186,29 +170,22 @@ def markdown(grid: Sequence[Sequence[str]], texts: int = 1) -> str:
 
 
 def main() -> None:
-    """Print the table, and write it where asked."""
+    """Print the table."""
     parser = Parser(prog="python -m common.study.results", description=__doc__,
                     formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="?", type=a_path, default="runs",
                         help="folder of the run folders (default: runs)")
-    parser.add_argument("--write", type=a_path, metavar="FILE",
-                        help="write the table to this new Markdown file, each test figure a link")
+    parser.add_argument("--links", action="store_true", help="make each test figure a link to its "
+                        "result.json, for a page that lies in the folder")
     given = parser.parse_args()
-    root, page = Path(given.runs), given.write and Path(given.write)
-    if page and page.exists():
-        raise InputError(f"{page} is there already: remove it, or name another file")
+    root = Path(given.runs)
     runs, problems = find(root)
-    print("\n".join([*problems, ""]), end="")
+    for problem in problems:
+        print(problem, file=sys.stderr)
     if not runs:
         raise InputError(f"{root} holds no finished run: train first, or name another folder")
-    grid, below = table(runs, root)
-    said = "".join(f"- {line}\n" for line in below)
-    print(markdown(grid, 3), said, sep="\n", end="")
-    if page:
-        grid, _ = table(runs, root, page)
-        # Links are of all lengths, so nothing would stand below anything else.
-        write_text(page, re.sub(" +", " ", f"{markdown(grid, 3)}\n{said}"))
-        print(f"\nwritten: {page}")
+    grid, below = table(runs, root, given.links)
+    print(markdown(grid, 3), *(f"- {line}" for line in below), sep="\n")
 
 
 if __name__ == "__main__":
