@@ -1,4 +1,4 @@
-"""Figures of one run: samples, an augmented batch, the curves."""
+"""Figures of one run: samples and curves."""
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,6 @@ from common.plots import ACCENT, MAX_CLASSES, MUTED, TRAIN, VAL, mosaic, new_fig
 from common.training.run import best_row
 from common.words import percent, short, shorten
 
-MAX_TILES = 32  # images of an augmented batch
 LOSS_NOTE = ("Train loss and accuracy are measured while training, under the recipe's augmentation,"
              " dropout and label smoothing if it has them; val is plain cross-entropy on untouched"
              " images.")
@@ -21,44 +20,21 @@ NUMBERS = ("epoch", "train_loss", "val_loss", "train_top1", "val_top1", "lr")
 
 def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: Path,
                 title: str) -> None:
-    """Save one labelled row of ten images per class, at most 20 classes.
+    """Save one labelled row of images per class, of at most 20 classes.
 
     Args:
-        images: (N, 3, H, W) uint8; a class shows its first ten.
-        labels: (N,) integers that index `classes`.
+        images: (N, 3, H, W) uint8; labels: (N,) integers that index `classes`.
         path: the figure's PNG file.
     """
-    shown = classes[:MAX_CLASSES]
-    columns = min(10, np.bincount(labels).max())
-    tiles = np.full((len(shown), columns, *images.shape[1:]), 255, np.uint8)
+    shown = [*shorten(classes[:MAX_CLASSES], 18).values()]
+    tiles = np.full((len(shown), np.bincount(labels).max(), *images.shape[1:]), 255, np.uint8)
     for label, row in enumerate(tiles):
-        picks = images[labels == label][:columns]
-        row[: len(picks)] = picks
+        own = images[labels == label]
+        row[: len(own)] = own
     if len(shown) < len(classes):
         title += f" (first {len(shown)} of {len(classes)} classes)"
     with mosaic(path, title, tiles, tile_px=96) as axes:
-        axes.set_yticks(np.arange(len(shown)) + 0.5, [*shorten(shown, 18).values()])
-
-
-def augmented_batch(images: ndarray, labels: ndarray, classes: Sequence[str], path: Path,
-                    title: str) -> None:
-    """Save the first 32 images of a batch as the network sees them, each above its class name.
-
-    Args:
-        images: (N, 3, H, W) float in [0, 1], normalisation undone; clipped to that range.
-        labels: (N,) integers that index `classes`.
-        path: the figure's PNG file.
-    """
-    some = np.round(images[:MAX_TILES].clip(0, 1) * 255).astype(np.uint8)
-    columns = min(len(some), 8)
-    # White tiles complete the last row.
-    whole = np.pad(some, [(0, -len(some) % columns)] + 3 * [(0, 0)], constant_values=255)
-    tiles = whole.reshape(-1, columns, *images.shape[1:])
-    with mosaic(path, title, tiles, tile_px=128, below=0.2) as axes:
-        names = shorten(classes, 14)  # about as wide as a tile at this size
-        for (row, column), label in zip(np.ndindex(tiles.shape[:2]), labels):
-            name = names[classes[label]]
-            axes.text(column + 0.5, row + 0.84, name, ha="center", va="top", fontsize=7)
+        axes.set_yticks(np.arange(len(shown)) + 0.5, shown)
 
 
 def curves(history: Sequence[Json], path: Path, title: str) -> None:

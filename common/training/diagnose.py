@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy import ndarray
 
 from common.files import Json
 from common.training.run import best_row
@@ -66,43 +65,40 @@ def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int =
     return verdict, words
 
 
-def _turn(train: ndarray, val: ndarray) -> int:
-    """Index of the lowest val loss, if val loss rose from there while train loss fell; else of the
-    last epoch."""
-    last = len(val) - 1
-    smooth_train, smooth_val = _smooth(train), _smooth(val)
-    low = int(smooth_val.argmin())
-    risen = smooth_val[-1] > smooth_val[low] * (1 + RISE)
-    fallen = smooth_train[-1] < smooth_train[low]
-    start = max(0, low - 1)
-    turn = start + int(val[start : low + 2].argmin())  # smoothing may have moved it by one
-    # The sentence gives the rows' own numbers, so they have to say the same.
-    seen = val[last] > val[turn] and train[last] < train[turn]
-    return turn if last + 1 >= MIN_EPOCHS and risen and fallen and seen else last
-
-
 def _phases(history: Sequence[Json]) -> dict[str, Phase]:
-    """The phases that there are, by name, told with the rows' own numbers."""
-    train_loss, val_loss, train_top1, val_top1 = (
-        np.array([row[key] for row in history]) for key in COLUMNS)
-    epochs = [row["epoch"] for row in history]
-    phases, gap, last = {}, train_top1 - val_top1, len(history) - 1
-    turn = _turn(train_loss, val_loss)
-    smooth = _smooth(val_top1)
-    rise = smooth.max() - smooth[0]
+    """The phases that there are, by name: found on smooth curves, told with the rows' own numbers.
+    """
+    rows = np.array([[row[key] for row in history] for key in COLUMNS])  # (4, epochs)
+    # Centred means over three epochs, over two at either end.
+    around = np.pad(rows, [(0, 0), (1, 1)], constant_values=np.nan)
+    smooth = np.nanmean([around[:, :-2], rows, around[:, 2:]], axis=0)
+    epochs, last = [row["epoch"] for row in history], len(history) - 1
+    phases = {}
+
+    _, val_loss, train_top1, val_top1 = smooth
+    rise = val_top1.max() - val_top1[0]
     if rise >= MIN_PROGRESS:
-        end = (smooth >= smooth[0] + FAST_SHARE * rise).argmax()
+        end = (val_top1 >= val_top1[0] + FAST_SHARE * rise).argmax()
         phases["fast learning"] = epochs[0], epochs[end], (
-            f"val accuracy {percent(val_top1[0])} to {percent(val_top1[end])}")
+            f"val accuracy {percent(rows[3, 0])} to {percent(rows[3, end])}")
+
+    turn = val_loss.argmin()
+    risen = val_loss[last] > val_loss[turn] * (1 + RISE)
+    # By the rows' own numbers, too, since those are told.
+    parted = all(val[last] > val[turn] and train[last] < train[turn]
+                 for train, val, *_ in (smooth, rows))
+    if last + 1 < MIN_EPOCHS or not (risen and parted):
+        turn = last
     # Divergence begins after the last epoch with a narrow gap.
-    opens = np.flatnonzero(_smooth(gap) <= OPEN_GAP).max(initial=-1) + 1
+    opens = np.flatnonzero(train_top1 - val_top1 <= OPEN_GAP).max(initial=-1) + 1
     if opens <= turn:
+        gap = rows[2] - rows[3]
         phases["divergence"] = epochs[opens], epochs[turn], (
             f"the train-val gap is {_points(gap[opens])} where it opens and {_points(gap[turn])} "
             "at the end")
     if turn < last:
-        val, train = (
-            f"from {number(loss[turn])} to {number(loss[last])}" for loss in (val_loss, train_loss))
+        train, val = (
+            f"from {number(loss[turn])} to {number(loss[last])}" for loss in rows[:2])
         phases["overfitting"] = epochs[turn + 1], epochs[last], (
             f"val loss turns at epoch {epochs[turn]} and rises {val} "
             f"while train loss falls {train}")
@@ -135,12 +131,6 @@ def _verdict(val_top1: list[float], train: float, turned: bool, classes: int) ->
     return "underfit", (f"The net does not reach {percent(LOW_TOP1, 0)} on the images it was "
                         "trained on: more epochs, another learning rate or a larger net may fit "
                         "them.")
-
-
-def _smooth(values: ndarray) -> ndarray:
-    """Centred means over three epochs, over two at either end."""
-    around = np.pad(values, 1, constant_values=np.nan)
-    return np.nanmean([around[:-2], values, around[2:]], axis=0)
 
 
 def _points(difference: float) -> str:

@@ -16,8 +16,9 @@ from common.metrics import confusion_matrix, wilson_interval
 from common.models.build import build, count_parameters, describe
 from common.models.efficientnet import PADDING_IMAGE_SIZE
 from common.models.weights import LITE2_ORIGIN, load_weights, retake_statistics
+from common.plots import MAX_CLASSES
 from common.training import console
-from common.training.curves import MAX_TILES, augmented_batch, curves, sample_grid
+from common.training.curves import curves, sample_grid
 from common.training.diagnose import diagnose
 from common.training.folder import claim_folder, publish
 from common.training.loop import eval_batch_size, evaluate, predict
@@ -84,19 +85,22 @@ def open_run(script: str, recipe: Recipe, runtime: Runtime, splits: Splits, mode
 
 
 def _save_samples(run: Run) -> None:
-    """Training images as they are and as the network sees them, before the first epoch: a wrong
-    folder or augmentation is seen at once. Each epoch seeds its generators anew, so training is
-    not touched."""
-    train, classes, source = run.splits.train, run.splits.classes, run.splits.source
-    labels = train.labels.cpu().numpy()
-    name = "cifar10_sample_images.png" if run.splits.is_cifar10 else "sample_images.png"
-    sample_grid(train.images.cpu().numpy(), labels, classes, run.folder / name,
-                f"Training images ({source})")
-    some = epoch_order(len(train), MAX_TILES, run.recipe.seed)[0]
-    images, _ = run.prepare.augment(train.images[some])
-    images = (images - run.prepare.shift) / run.prepare.scale
-    augmented_batch(images.cpu().numpy(), labels[some], classes,
-                    run.folder / "augmented_batch.png", f"Augmented images ({source})")
+    """Ten training images of each class as they are, and as the network sees them once, before the
+    first epoch: a wrong folder or augmentation is seen at once."""
+    train, prepare, splits = run.splits.train, run.prepare, run.splits
+    labels = train.labels.cpu()
+    classes = splits.classes[:MAX_CLASSES]
+    some = torch.cat([(labels == k).nonzero()[:10, 0] for k in range(len(classes))])
+    images, labels = train.images[some], labels[some].numpy()
+    # Each epoch seeds its generators anew, so that training is not touched.
+    augmented, _ = prepare.augment(images)
+    augmented = (augmented - prepare.shift) / prepare.scale  # in [0, 1] again
+    name = "cifar10_sample_images.png" if splits.is_cifar10 else "sample_images.png"
+    for file, title, shown in ((name, "Training images", images),
+                               ("augmented_batch.png", "Augmented images",
+                                augmented.clamp(0, 1).mul(255).round().byte())):
+        sample_grid(shown.cpu().numpy(), labels, splits.classes, run.folder / file,
+                    f"{title} ({splits.source})")
 
 
 def load_start(run: Run) -> None:
