@@ -4,7 +4,7 @@ import filecmp
 import itertools
 import os
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from common.config import Recipe, Runtime, difference
@@ -37,11 +37,10 @@ def claim_folder(script: str, recipe: Recipe, runtime: Runtime, splits: Splits,
     first = folder = Path(runtime.out, script, runtime.run_name or recipe.name())
     if not runtime.name_given and _is_of_a_namesake(folder, runtime, splits):
         folder = first.with_name(f"{first.name}.{splits.identity[:4]}")
-    if runtime.smoke and not (runtime.name_given or runtime.resume):
-        # A trial run never stands in the way of the next one.
-        numbers = itertools.count(2)
-        while _holds_run(folder):
-            folder = first.with_name(f"{first.name}-{next(numbers)}")
+    # A trial run never stands in the way of the next one.
+    numbers = itertools.count(2)
+    while runtime.smoke and not (runtime.name_given or runtime.resume) and _holds_run(folder):
+        folder = first.with_name(f"{first.name}-{next(numbers)}")
     folder.mkdir(parents=True, exist_ok=True)
     _lock(folder)
     data = {"split_hash": splits.split_hash, "identity": splits.identity}
@@ -52,7 +51,7 @@ def claim_folder(script: str, recipe: Recipe, runtime: Runtime, splits: Splits,
         raise InputError(f"{folder} holds a run already: go on with --resume, or choose a new "
                          "--name")
     if runtime.resume:
-        print("nothing to resume: the run begins", *_of_other_length(folder, recipe), sep="; ")
+        print("nothing to resume: the run begins")
     kept = asdict(runtime)
     del kept["started"]  # says nothing to another process
     write_json(folder / "recipe.json", {"script": script, "recipe": asdict(recipe),
@@ -96,20 +95,14 @@ def _lock(folder: Path) -> None:
     _locked.add(place)
 
 
-def _stored_recipe(folder: Path) -> tuple[Json, Json]:
-    """(content of recipe.json, its recipe with every field; those younger than the run are as they
-    were by default)."""
+def _check_same(folder: Path, recipe: Json, data: dict[str, str]) -> None:
+    """Raise InputError if the run in `folder` has another recipe or other data."""
     file = folder / "recipe.json"
     stored = read_json(file, ("recipe", "split_hash"))
     if not isinstance(stored["recipe"], dict):
         raise InputError(f"{file} holds no recipe: restore it, or choose a new --name")
-    return stored, asdict(Recipe()) | stored["recipe"]
-
-
-def _check_same(folder: Path, recipe: Json, data: dict[str, str]) -> None:
-    """Raise InputError if the run in `folder` has another recipe or other data."""
-    stored, before = _stored_recipe(folder)
-    changes = difference(before, recipe)
+    # Fields that are younger than the run are as they were by default.
+    changes = difference(asdict(Recipe()) | stored["recipe"], recipe)
     if {"epochs", "head_epochs"} >= {change.partition(":")[0] for change in changes} > set():
         raise InputError(f"--resume: {folder} was planned with another length "
                          f"({'; '.join(changes)}), and its schedule cannot be changed: begin the "
@@ -120,20 +113,6 @@ def _check_same(folder: Path, recipe: Json, data: dict[str, str]) -> None:
     if changes:
         raise InputError(f"--resume: the recipe or the data differs from that of {folder} "
                          f"({'; '.join(changes)}): restore it, or choose a new --name")
-
-
-def _of_other_length(folder: Path, recipe: Recipe) -> list[str]:
-    """A sentence on runs beside `folder` that differ from its recipe in their length alone."""
-    found = []
-    for path in sorted(folder.parent.glob("*/recipe.json")):
-        try:
-            _, other = _stored_recipe(path.parent)
-        except InputError:
-            continue
-        same_length = {key: other[key] for key in ("epochs", "head_epochs")}
-        if path.parent != folder and other == asdict(replace(recipe, **same_length)):
-            found.append(path.parent.name)
-    return [f"of another length, and left alone: {', '.join(found)}"] if found else []
 
 
 def publish(best: Path, runs: Path, target: Path = Path("best.pt")) -> Path:
