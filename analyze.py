@@ -24,11 +24,12 @@ class Options:
     ckpt: str = option("best.pt", "checkpoint that a training script wrote", "analysis")
     cam: str = option(
         "hirescam", "heat maps: HiResCAM summed over several layers, or Grad-CAM of one",
-        "analysis", choices=("hirescam", "gradcam"))
+        "analysis", "hirescam", "gradcam")
     layer: str | None = option(
         None, "layer of Grad-CAM (default: the deepest whose map is at least 4x4)", "analysis")
-    split: str = option("test", "images to analyse", "analysis", choices=("test", "val"))
-    limit: int | None = option(None, "only N of the images, drawn at random", "analysis", 1)
+    split: str = option("test", "images to analyse", "analysis", "test", "val")
+    limit: int | None = option(
+        None, "only N of the images, drawn at random", "analysis", 1, 100_000_000)
     open_errors: int = option(25, "errors in the gallery, highest loss first", "analysis", 1, 600)
     faithfulness: int | None = option(
         None, "images that test the heat maps (default: 500, drawn ones 100)", "analysis", 2,

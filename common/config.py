@@ -5,7 +5,6 @@ Imports nothing but the standard library, so that `--help` and a wrong flag answ
 loaded.
 """
 import filecmp
-import math
 import os
 import re
 import time
@@ -13,21 +12,18 @@ from argparse import (SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOption
                       RawDescriptionHelpFormatter)
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import Field, dataclass, field, fields, replace
-from functools import partial
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import InputError
 
-Values = Mapping[str, Any]  # of a recipe's fields, some or all
 
-
-def option(default: Any, help: str, group: str, low: float = 0, high: float = math.inf,
-           choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field that is also a flag; `low` and `high` are a number's inclusive bounds."""
-    return field(default=default, metadata={
-        "help": help, "group": group, "bounds": (low, high), "choices": choices})
+def option(default: Any, help: str, group: str, *allowed: Any) -> Any:
+    """A dataclass field that is also a flag; `allowed` are a number's lowest and highest value, or
+    the words to choose from. Text with neither is a path."""
+    return field(default=default, metadata={"help": help, "group": group, "allowed": allowed})
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,8 @@ class Recipe:
     synthetic: bool = option(
         False, "train on the drawn ten-class set: no file, no network", "data")
     train_limit: int | None = option(
-        None, "use only N training images, the same number of each class", "data", 1)
+        None, "use only N training images, the same number of each class", "data", 1,
+        100_000_000)
     val_size: int | None = option(
         None, "images held out from train for selection (default: a tenth)", "data", 1, 49_999)
     image_size: int | None = option(
@@ -46,14 +43,14 @@ class Recipe:
         "or 64)", "data", 8, 1024)
     fit: str = option(
         "pad", "how a picture that is not square becomes so: nothing lost, centre cut out, or "
-        "distorted", "data", choices=("pad", "crop", "stretch"))
+        "distorted", "data", "pad", "crop", "stretch")
 
     model: str = option(
         "simple_cnn", "network", "model",
-        choices=("simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2"))
+        "simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
     stem: str = option(
         "cifar", "SE-ResNet18's first layers: 7x7 stride 2 + pool, or 3x3 stride 1", "model",
-        choices=("imagenet", "cifar"))
+        "imagenet", "cifar")
     dropout: float = option(0.5, "dropout before the head", "model", 0, 0.99)
     bn_momentum: float = 0.1  # weight of a new batch in BatchNorm's running statistics
     resize: int = option(1, "enlarge the images N times before the network", "model", 1, 16)
@@ -96,41 +93,13 @@ class Recipe:
         False, "random horizontal flip, wrong for text and for what tells left from right",
         "augmentation")
     rotation: float = option(
-        0.0, "random rotation up to X degrees either way", "augmentation", 0, 180)
+        0.0, "random rotation up to N degrees either way", "augmentation", 0, 180)
     jitter: float = option(
-        0.0, "brightness, contrast and saturation each times 1 ± X", "augmentation", 0, 1)
+        0.0, "brightness, contrast and saturation each times 1 ± N", "augmentation", 0, 1)
     random_erasing: float = option(
         0.0, "probability that a random rectangle is erased", "augmentation", 0, 1)
     cutmix: float = option(
         0.0, "probability that a square of another image is pasted in", "augmentation", 0, 1)
-
-    def name(self, data: str | None = None, start: str | None = None,
-             base: "Recipe | None" = None) -> str:
-        """Name of this recipe's run: model, stem, size, weights, data, all that differs from
-        `base`, and seed, in letters, digits, `.`, `-` and `_`.
-
-        Args:
-            data: name of the data, where it is not CIFAR-10's usual place.
-            start: name of the pretrained weights; None: made from their file's.
-            base: the recipe that the script starts from; None: name no differences.
-        """
-        words = [self.model]
-        if self.model == "se_resnet18":
-            words.append(self.stem)
-        if self.resize > 1:
-            words.append(f"x{self.resize}")
-        if self.pretrained:
-            words.append(start or Path(self.weights or "pretrained").stem)
-        if self.synthetic:
-            words.append("synthetic")
-        if data:
-            words.append(data)
-        if self.train_limit:
-            words.append(f"limit{self.train_limit}")
-        changed = sorted(vars(self).items() - vars(base or self).items())
-        words += [f"{key}{value}" for key, value in changed if key not in NAMED]
-        words.append(f"seed{self.seed}")
-        return "-".join(re.sub(r"[^\w.-]+", "_", word)[:40] for word in words)
 
 
 # Fields that have a part of their own in a run's name.
@@ -158,13 +127,13 @@ class Runtime:
         None, "official batches or a class-folder tree (default: $CIFAR10_DIR, else ./data)",
         "data")
     offline: bool = option(False, "never download", "data")
-    device: str = option("auto", "where to run", "runtime", choices=("auto", "cuda", "cpu"))
+    device: str = option("auto", "where to run", "runtime", "auto", "cuda", "cpu")
     amp: str = option(
         "auto", "mixed precision; auto: bf16 where the hardware has it (not for B2 on a CPU), "
-        "else fp16 on a GPU, off on a CPU", "runtime", choices=("auto", "bf16", "fp16", "off"))
+        "else fp16 on a GPU, off on a CPU", "runtime", "auto", "bf16", "fp16", "off")
     compile: str = option(
         "auto", "torch.compile; auto: on a GPU when the run is long enough to repay it",
-        "runtime", choices=("auto", "on", "off"))
+        "runtime", "auto", "on", "off")
     deterministic: bool = option(
         False, "bit-identical repeats on the same machine, slower", "runtime")
     out: str = option("runs", "folder of the run folders", "runtime")
@@ -178,7 +147,6 @@ class Runtime:
     started: float = field(default_factory=time.perf_counter, compare=False)
 
 
-METAVARS = {"weights": "FILE", "ckpt": "FILE", "data_dir": "DIR", "out": "DIR"}
 COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "class_weights",
                 "epochs", "batch_size", "lr", "weight_decay", "seed")
 
@@ -186,20 +154,21 @@ COMMON_FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "cl
 class Parser(ArgumentParser):
     """An argument parser whose errors are one line and exit code 2."""
 
+    group = cache(ArgumentParser.add_argument_group)  # of a title, the same one every time
+
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
 def checked(kind: type, low: float, high: float) -> Callable[[str], Any]:
-    """A converter (argparse's `type`) from text to `int` or `float` within inclusive bounds."""
+    """A converter (argparse's `type`) from text to `int` or `float` from `low` to `high`."""
     def convert(text: str) -> Any:
         with suppress(ValueError):
             value = kind(text)
             if low <= value <= high:
                 return value
         wanted = "a whole number" if kind is int else "a number"
-        bounds = f"from {low:g} to {high:.10g}" if high < math.inf else f"of at least {low:g}"
-        raise ArgumentTypeError(f"{text} is not {wanted} {bounds}")
+        raise ArgumentTypeError(f"{text} is not {wanted} from {low} to {high}")
     return convert
 
 
@@ -222,61 +191,43 @@ def flag_of(name: str) -> str:
     return "--" + name.removeprefix("run_").replace("_", "-")
 
 
-def add_flags(parser: ArgumentParser, instance: Any,
-              names: Sequence[str] = ()) -> None:
+def add_flags(parser: Parser, instance: Any, names: Sequence[str] = ()) -> None:
     """Add one flag for each field in `names` (default: all) of a dataclass instance, whose values
-    are the defaults shown."""
+    are the defaults shown. Absent flags leave no attribute, so that a recipe's own value stands."""
     for item in fields(instance):
-        if item.metadata and item.name in (names or vars(instance)):
-            _add_flag(parser, item, getattr(instance, item.name))
+        name, about = item.name, item.metadata
+        if not about or name not in (names or vars(instance)):
+            continue
+        default, allowed, help = getattr(instance, name), about["allowed"], about["help"]
+        if default is not None:
+            help += f" (default: {default})"
+        if item.type is bool:
+            how = {"action": BooleanOptionalAction}
+        elif not allowed:
+            how = {"type": a_name if name == "run_name" else a_path}
+        elif isinstance(default, str):
+            how = {"choices": allowed}
+        else:
+            kind = float if item.type is float else int
+            how = {"type": checked(kind, *allowed), "metavar": "N"}
+        parser.group(about["group"]).add_argument(
+            flag_of(name), dest=name, default=SUPPRESS, help=help, **how)
 
 
-def _add_flag(parser: ArgumentParser, item: Field, default: Any) -> None:
-    """Add one field's flag; absent flags leave no attribute, so that a recipe's own value
-    stands."""
-    name, kind = item.name, item.type
-    about, help = item.metadata, item.metadata["help"]
-    groups = {group.title: group for group in parser._action_groups}
-    group = groups.get(about["group"]) or parser.add_argument_group(about["group"])
-    if default is not None and default is not False:
-        help += f" (default: {'yes' if default is True else default})"
-    add = partial(group.add_argument, flag_of(name), dest=name, default=SUPPRESS, help=help)
-    if kind is bool:
-        negatable = default or name == "pretrained"
-        add(action=BooleanOptionalAction if negatable else "store_true")
-    elif name in METAVARS:
-        add(type=a_path, metavar=METAVARS[name])
-    elif name == "run_name":
-        add(type=a_name, metavar="NAME")
-    elif kind is float:
-        add(type=checked(float, *about["bounds"]), metavar="X")
-    elif kind in (int, int | None):
-        add(type=checked(int, *about["bounds"]), metavar="N")
-    else:
-        add(choices=about["choices"])
-
-
-def collect(namespace: Namespace, base: Any) -> Any:
+def collect(given: Namespace, base: Any) -> Any:
     """The dataclass `base` with every value that the command line gave."""
-    given = {key: value for key, value in vars(namespace).items() if key in vars(base)}
-    return replace(base, **given)
+    return replace(base, **{key: value for key, value in vars(given).items() if key in vars(base)})
 
 
-def refuse_without_effect(given: Namespace, recipe: Recipe, runtime: Runtime) -> None:
-    """Raise InputError for a given flag that would change nothing, with the reason.
-
-    Args:
-        given: what the command line gave, absent flags absent.
-        recipe, runtime: what came of it.
-    """
-    drawn = f"{'--smoke' if runtime.smoke else '--synthetic'} draws its images"
-    small = recipe.model in ("simple_cnn", "improved_cnn")
+def refuse_without_effect(given: Namespace, recipe: Recipe) -> None:
+    """Raise InputError for a given flag that would change nothing in `recipe`, with the reason."""
+    model = recipe.model
     rules = (
-        ("data_dir", recipe.synthetic, drawn),
-        ("fit", recipe.synthetic, drawn),
+        ("data_dir", recipe.synthetic, "the images are drawn"),
+        ("fit", recipe.synthetic, "the images are drawn"),
         ("weights", not recipe.pretrained, "--no-pretrained starts from random weights"),
-        ("stem", recipe.model != "se_resnet18", f"{recipe.model} has one stem"),
-        ("dropout", small, f"{recipe.model} has no dropout"),
+        ("stem", model != "se_resnet18", f"{model} has one stem"),
+        ("dropout", model in ("simple_cnn", "improved_cnn"), f"{model} has no dropout"),
         ("head_lr", not recipe.head_epochs, "no epochs train the head alone"),
     )
     for name, idle, why in rules:
@@ -285,7 +236,7 @@ def refuse_without_effect(given: Namespace, recipe: Recipe, runtime: Runtime) ->
 
 
 def settle(given: Namespace, base: Recipe,
-           smoke: Mapping[str, Values]) -> tuple[Recipe, Runtime]:
+           smoke: Mapping[str, dict[str, Any]]) -> tuple[Recipe, Runtime]:
     """The recipe and runtime that a parsed command line asks for; the runtime has a run name
     always.
 
@@ -303,14 +254,31 @@ def settle(given: Namespace, base: Recipe,
     if "weights" in given:
         base = replace(base, pretrained=True)
     recipe = collect(given, base)
-    refuse_without_effect(given, recipe, runtime)
-    if runtime.run_name:
-        return recipe, replace(runtime, name_given=True)
-    start = weights_name(recipe.weights, runtime.out) if recipe.weights else None
+    refuse_without_effect(given, recipe)
+    name = runtime.run_name or default_name(given.recipe, recipe, runtime, base)
+    return recipe, replace(runtime, run_name=name, name_given="run_name" in given)
+
+
+def default_name(kind: str, recipe: Recipe, runtime: Runtime, base: Recipe) -> str:
+    """Name of a run: kind of recipe, model, stem, size, weights, data, all that differs from
+    `base`, and seed, in letters, digits, `.`, `-` and `_`."""
+    if runtime.smoke:
+        kind = "smoke"
     data = runtime.data_dir and Path(runtime.data_dir).resolve().name
-    name = recipe.name(data, start, base)
-    kind = "smoke" if runtime.smoke else given.recipe
-    return recipe, replace(runtime, run_name=name if kind == "default" else f"{kind}-{name}")
+    changed = sorted(vars(recipe).items() - vars(base).items())
+    words = [
+        "" if kind == "default" else kind,
+        recipe.model,
+        recipe.stem if recipe.model == "se_resnet18" else "",
+        f"x{recipe.resize}" if recipe.resize > 1 else "",
+        weights_name(recipe.weights or "pretrained", runtime.out) if recipe.pretrained else "",
+        "synthetic" if recipe.synthetic else "",
+        data,
+        f"limit{recipe.train_limit}" if recipe.train_limit else "",
+        *(f"{key}{value}" for key, value in changed if key not in NAMED),
+        f"seed{recipe.seed}",
+    ]
+    return "-".join(re.sub(r"[^\w.-]+", "_", word)[:40] for word in words if word)
 
 
 def weights_name(file: str, runs: str) -> str:
@@ -322,17 +290,17 @@ def weights_name(file: str, runs: str) -> str:
     path = Path(file).absolute()
     if path.name != "best.pt":
         return path.stem
-    if path.is_file() and not (path.parent / "recipe.json").exists():
+    if path.is_file():
         for own in sorted(Path(runs).rglob("best.pt")):
             if filecmp.cmp(path, own, shallow=False):
                 return own.parent.name
     return path.parent.name
 
 
-def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Values],
+def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, dict[str, Any]],
           flags: Sequence[str] = (),
           pick: Callable[[Namespace, str], str] = lambda given, name: name,
-          argv: Sequence[str] | None = None) -> tuple[Recipe, Runtime]:
+          ) -> tuple[Recipe, Runtime]:
     """What `settle` makes of a training script's command line.
 
     Args:
@@ -352,7 +320,7 @@ def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, Values],
                         "(default: default)")
     add_flags(parser, recipes["default"], (*COMMON_FLAGS, *flags))
     add_flags(parser, Runtime())
-    given = parser.parse_args(argv)
+    given = parser.parse_args()
     return settle(given, recipes[pick(given, given.recipe)], smoke)
 
 

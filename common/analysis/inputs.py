@@ -139,7 +139,7 @@ def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str 
     places = ", ".join("{1}×{2} ({0})".format(name, *maps[name][1:]) for name in shown)
     where = f"{CAMS[cam]} for {size}-pixel inputs, maps of {places}"
     prepare = Preprocess(card["mean"], card["std"], Recipe(resize=card["resize"]), device)
-    run = card.get("run", recipe.name())
+    run = card.get("run", recipe.model)
     classes = tuple(map(str, card["classes"]))
     return Subject(path, run, model, card, recipe, classes, prepare, cam, layers, layer, where)
 

@@ -20,7 +20,7 @@ from common.config import Parser, Recipe, Runtime, a_path, add_flags, collect
 from common.errors import reason, run_script
 from common.files import write_json
 
-(MODELS,) = (one.metadata["choices"] for one in fields(Recipe) if one.name == "model")
+(MODELS,) = (one.metadata["allowed"] for one in fields(Recipe) if one.name == "model")
 PARTS = ("rates", "profile")
 
 

@@ -34,7 +34,7 @@ def claim_folder(script: str, recipe: Recipe, runtime: Runtime, splits: Splits,
         InputError: the folder holds a run and --resume is absent, --resume finds another recipe or
             other data, or another process trains there.
     """
-    first = folder = Path(runtime.out, script, runtime.run_name or recipe.name())
+    first = folder = Path(runtime.out, script, runtime.run_name or recipe.model)
     if not runtime.name_given and _is_of_a_namesake(folder, runtime, splits):
         folder = first.with_name(f"{first.name}.{splits.identity[:4]}")
     # A trial run never stands in the way of the next one.

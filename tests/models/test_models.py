@@ -24,7 +24,7 @@ def test_parameter_counts(name, arguments, expected):
 
 def test_the_command_line_offers_the_networks_of_the_table():
     (model,) = (field for field in fields(Recipe) if field.name == "model")
-    assert model.metadata["choices"] == tuple(NETWORKS)
+    assert model.metadata["allowed"] == tuple(NETWORKS)
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -18,7 +18,7 @@ def claim(out, recipe=PLAIN, splits=None, **runtime):
 
 def test_a_used_folder_is_refused(tmp_path):
     folder = claim(tmp_path)
-    assert folder == tmp_path / "script" / PLAIN.name() and (folder / "recipe.json").is_file()
+    assert folder == tmp_path / "script" / PLAIN.model and (folder / "recipe.json").is_file()
     (folder / "notes.txt").write_text("someone else's")
     with pytest.raises(InputError, match="--resume, or choose a new --name"):
         claim(tmp_path)
