@@ -3,7 +3,6 @@
 0 done, 1 failed run, 2 bad input or missing data, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM /
 the terminal's end.
 """
-import errno
 import logging
 import os
 import re
@@ -15,11 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # nothing can be written there
-MEMORY = "/dev/shm"  # of Linux, writable where the disk is not
-# The words of torch on either device, of CUDA's libraries, of OpenCV and of C++ for it.
-NO_MEMORY = re.compile("out of memory|not enough memory|tried to allocate|alloc_failed|"
-                       "insufficient memory|bad_alloc", re.IGNORECASE)
+# The words of the system, of torch on either device, of CUDA's libraries, of OpenCV and of C++.
+NO_MEMORY = re.compile("allocate memory|out of memory|not enough memory|tried to allocate|"
+                       "alloc_failed|insufficient memory|bad_alloc", re.IGNORECASE)
 
 
 class InputError(Exception):
@@ -36,11 +33,11 @@ class RunError(Exception):
 
 
 class Interrupted(BaseException):
-    """A signal that ends the program; `signum` says which (exit 128 + signum)."""
+    """A signal that ends the program (exit 128 + its number); says in which step it came."""
 
     def __init__(self, signum: int, where: str = "") -> None:
         super().__init__(f"interrupted {where}".rstrip())
-        self.signum, self.code = signum, 128 + signum
+        self.code = 128 + signum
 
 
 def reason(error: Exception) -> str:
@@ -58,8 +55,7 @@ def reason(error: Exception) -> str:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an exception is a want of memory, whoever raised it."""
-    system = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
-    return system or bool(NO_MEMORY.search(str(error)))
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
 
 
 class _Signals:
@@ -79,15 +75,6 @@ def _on_signal(signum: int, frame: FrameType | None) -> None:
         os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once\n")
 
 
-def _catch_signals() -> None:
-    """Turn Ctrl-C, SIGTERM and the terminal's end into `Interrupted`."""
-    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-    if signal.getsignal(hangup) != signal.SIG_IGN:  # nohup
-        signal.signal(hangup, _on_signal)
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, _on_signal)
-
-
 @contextmanager
 def deferred_signals() -> Iterator[Callable[[str], None]]:
     """Yields `check(where)`, which raises `Interrupted` if a signal came since the block began.
@@ -100,73 +87,54 @@ def deferred_signals() -> Iterator[Callable[[str], None]]:
         if _Signals.pending is not None:
             raise Interrupted(_Signals.pending, where)
 
-    outer, _Signals.deferred = _Signals.deferred, True
+    _Signals.deferred = True
     try:
         yield check
         check("")
     finally:
-        _Signals.deferred, _Signals.pending = outer, None
+        _Signals.deferred, _Signals.pending = False, None
 
 
-def _quiet_libraries() -> None:
-    """Keep off the terminal what libraries say of themselves; errors are raised all the same."""
+def _prepare() -> None:
+    """Make this process one that ends well: signals are answered, every stream can be written to,
+    libraries keep off the terminal what they say of themselves, temporary files have a place."""
+    hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+    for signum in (signal.SIGINT, signal.SIGTERM, hangup):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as by nohup
+            signal.signal(signum, _on_signal)
+
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed when the program began
+            # Takes the lowest free number, the stream's own: no file of ours can get it, into which
+            # a C library would print.
+            setattr(sys, name, open(os.devnull, mode))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # whatever the terminal's encoding is
+
     logging.disable(logging.WARNING)
     if not sys.warnoptions:  # python -W asks for them
         warnings.simplefilter("ignore")
     for name in ("TORCH_CPP_LOG_LEVEL", "OPENCV_LOG_LEVEL"):
         os.environ.setdefault(name, "ERROR")
 
-
-def _temporary_folder() -> None:
-    """Find one where the usual ones cannot be written: torch and matplotlib do not load without."""
     try:
         tempfile.gettempdir()
-    except OSError:
-        if not os.access(MEMORY, os.W_OK):
-            raise RunError("no folder for temporary files can be written: name one that can with "
-                           "TMPDIR=DIR before the command") from None
-        os.environ["TMPDIR"] = MEMORY
+    except OSError:  # torch and matplotlib do not load without
+        os.environ["TMPDIR"] = "/dev/shm"  # of Linux, writable where the disk is not
 
 
-def _open_streams() -> None:
-    """Make every stream one that can be written to, whatever the terminal's encoding is, and
-    though it was closed when the program began."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            # Takes the lowest free number, the stream's own: no file of ours can get it, into which
-            # a C library would print.
-            setattr(sys, name, open(os.devnull, mode))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
-
-
-def _expected(error: Exception, eases: str) -> str:
-    """One line for an exception that tells of the machine; empty for a bug."""
-    if out_of_memory(error):
-        return f"out of memory: {eases or 'close other programs, or use a larger machine'}"
-    full = isinstance(error, OSError) and error.errno in FULL
-    if not full and getattr(error, "filename", None) is None:
-        return ""
-    remedy = "check the path and its permissions, or name another place"
-    if full:
-        remedy = "free some space, or choose another place"
-    return f"{error.filename or 'a file'}: {error.strerror}; {remedy}"
-
-
-def run_script(main: Callable[[], int | None], eases: str = "") -> None:
+def run_script(main: Callable[[], int | None],
+               eases: str = "close other programs, or use a larger machine") -> None:
     """Exits with what `main` returns (None is 0), each expected failure being one line on stderr
     and its exit code; no encoding of the terminal and no closed stream makes a traceback.
 
     Args:
         eases: what the script's user can do about a want of memory.
     """
-    _catch_signals()
-    _open_streams()
-    _quiet_libraries()
+    _prepare()
     code, message = 1, ""
     try:
-        _temporary_folder()
         code = main() or 0
         print(end="", flush=True)  # a closed pipe may only show now
     except (InputError, RunError, Interrupted) as error:
@@ -174,17 +142,19 @@ def run_script(main: Callable[[], int | None], eases: str = "") -> None:
     except SystemExit as stop:  # of --help or a refused flag, which has said its line
         code = stop.code
     except BrokenPipeError:  # whoever read the output has left, as `| head` does
-        code = 1
+        pass
     except Exception as error:
-        code, message = 1, _expected(error, eases)
-        if not message:
+        if out_of_memory(error):
+            message = f"out of memory: {eases}"
+        elif isinstance(error, OSError):  # of the machine; anything else is a bug
+            message = f"{error}; check the place, its permissions and its free space"
+        else:
             raise
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to save
-    if message:
-        line = " ".join(message.splitlines())
-        with suppress(OSError):
-            print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr, flush=True)
     try:
+        if message:
+            line = " ".join(message.splitlines())
+            print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
         print(end="", flush=True)
     except OSError:  # else Python's own flush at the end complains
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
