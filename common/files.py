@@ -5,11 +5,9 @@ import io
 import json
 import os
 import socket
-import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,25 +70,23 @@ def read_json(path: Path, keys: Iterable[str] = ()) -> Json:
     Raises:
         InputError: not readable as JSON, no object, or without one of the keys.
     """
+    return _read(path, keys, lambda: json.loads(path.read_text(encoding="utf-8")))
+
+
+def _read(path: Path, keys: Iterable[str], load: Callable[[], Any]) -> Json:
+    """What `load` makes of a file, which must be a dictionary with at least `keys`."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({reason(error)}): restore it, or use another"
-                         ) from None
-    return _with_keys(path, value, keys)
-
-
-def _with_keys(path: Path, value: Any, keys: Iterable[str]) -> Json:
-    """`value`, which must be a dictionary with at least `keys`."""
+        value = load()
+    except Exception as error:  # torch.load raises nearly every type on foreign bytes
+        raise InputError(f"{path} cannot be read ({reason(error)}): restore it, train again, "
+                         "or name another file") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a {type(value).__name__}, not a checkpoint or a run's "
-                         "record: use another file")
+                         "record: name another file")
     for key in keys:
         if key not in value:
-            what = "it is of another kind, or another program's"
-            if "training" in value:
-                what = "it is a run's last.pt, with which only --resume can go on"
-            raise InputError(f"{path} lacks {key!r}, as {what}: use another file")
+            raise InputError(f"{path} lacks {key!r}: it is of another kind, such as a run's "
+                             "last.pt, or another program's; name another file")
     return value
 
 
@@ -117,19 +113,16 @@ def check_named_digest(path: Path) -> None:
 
 @contextmanager
 def downloading(what: str, ways: str) -> Iterator[None]:
-    """Inside the block a connection may be silent for 8 seconds; a download that fails is one line.
+    """From here on a connection may be silent for 8 seconds; a download that fails is one line.
 
     Args:
         what: subject of that line, ways: the other ways to get it.
     """
-    before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT_S)
     try:
         yield
-    except (OSError, HTTPException, RuntimeError, ValueError, EOFError) as error:
+    except Exception as error:  # of sockets, HTTP, archives and digests
         raise InputError(f"{what} cannot be downloaded ({reason(error)}): {ways}") from None
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 def write_checkpoint(path: Path, value: Json) -> None:
@@ -155,21 +148,11 @@ def read_checkpoint(path: Path, keys: Iterable[str] = ()) -> Json:
     """
     import torch
 
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name a file in it, such as a best.pt")
-    if not path.is_file():
-        raise InputError(f"{path} does not exist: train first, or give another file")
-    if path.stat().st_size == 0:
-        raise InputError(f"{path} is empty: use another checkpoint")
-    try:
+    def load() -> Any:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if part := archive.testzip():
                     raise ValueError(f"damaged: checksum of {part}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of a foreign pickle before it refuses it
-            value = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises nearly every type on foreign bytes
-        raise InputError(f"{path} is not a readable checkpoint ({reason(error)}): use another file"
-                         ) from None
-    return _with_keys(path, value, keys)
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+    return _read(path, keys, load)

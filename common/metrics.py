@@ -3,14 +3,12 @@
 Functions take torch tensors and return Python floats or CPU tensors; sums run in float64.
 Shapes: `logits` (N, K) floating, `labels` and `preds` (N,) int64 in [0, K).
 """
-import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from common.files import Json
@@ -42,18 +40,10 @@ def confusion_matrix(preds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def most_confused(confusion: Tensor, top: int = 10,
-                  ordered: bool = True) -> list[tuple[int, int, int]]:
-    """The `top` most frequent confusions as (class, class, count), most frequent first and none
-    with count 0.
-
-    `ordered`: (true, predicted, images). Otherwise both directions are added up and the smaller
-    class comes first. Ties keep the order of the matrix.
-    """
-    errors = confusion.clone().fill_diagonal_(0)
-    if not ordered:
-        errors = (errors + errors.T).triu()
-    counts, cells = errors.flatten().sort(descending=True, stable=True)
+def most_confused(confusion: Tensor, top: int = 10) -> list[tuple[int, int, int]]:
+    """The `top` largest cells off the diagonal of a (K, K) matrix as (row, column, count), largest
+    first and none with count 0; ties keep the order of the matrix."""
+    counts, cells = confusion.clone().fill_diagonal_(0).flatten().sort(descending=True, stable=True)
     ranked = zip(cells[:top].tolist(), counts[:top].tolist())
     return [(*divmod(cell, len(confusion)), count) for cell, count in ranked if count]
 
@@ -82,24 +72,15 @@ def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Json:
             "accuracy": (right / filled).tolist()}
 
 
-def nll(logits: Tensor, labels: Tensor) -> float:
-    """Mean negative log-likelihood of the labels, in nats."""
-    return F.cross_entropy(logits.double(), labels).item()
+def t_quantile(df: int) -> float:
+    """Half-width t with P(|T| <= t) = 0.95 for Student's t with `df` degrees of freedom.
 
-
-@functools.cache
-def t_quantile(level: float, df: int) -> float:
-    """Half-width t with P(|T| <= t) = `level` for Student's t with `df` degrees of freedom:
-    t_quantile(0.95, 2) = 4.303.
-
-    In the angle atan(t / sqrt(df)) the density is cos^(df - 1), summed here over 200,000 steps of a
-    right angle.
+    In the angle atan(t / sqrt(df)) the density is cos^(df - 1), summed here over trapezoids.
     """
-    step = math.pi / 400_000
-    ends = np.arange(1, 200_001) * step
-    inside = np.cumsum(np.cos(ends - step / 2) ** (df - 1))
-    angle = np.interp(level * inside[-1], inside, ends)
-    return math.sqrt(df) * math.tan(angle)
+    angle = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(angle) ** (df - 1)
+    inside = density.cumsum() - (density + 1) / 2
+    return math.sqrt(df) * math.tan(np.interp(0.95 * inside[-1], inside, angle))
 
 
 def t_interval(values: Sequence[float] | Tensor) -> Interval:
@@ -112,5 +93,5 @@ def t_interval(values: Sequence[float] | Tensor) -> Interval:
     if n < 2:
         return Interval(*array.tolist())
     mean, std = float(array.mean()), float(array.std(ddof=1))
-    half = t_quantile(0.95, n - 1) * std / math.sqrt(n)
+    half = t_quantile(n - 1) * std / math.sqrt(n)
     return Interval(mean, std, mean - half, mean + half)

@@ -1,19 +1,16 @@
 """How numbers and names are put into words: one rule for percent, counts, durations and long names,
 wherever they are shown."""
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 
-def percent(share: float | None, digits: int = 2, sign: str = "") -> str:
-    """A fraction as `93.81 %`; `sign="+"` shows it for differences; a dash for None."""
-    if share is None:
-        return "–"
-    return f"{number(share * 100, digits, sign)} %"
+def percent(share: float | None, digits: int = 2) -> str:
+    """A fraction as `93.81 %`; a dash for None."""
+    return "–" if share is None else f"{number(share * 100, digits)} %"
 
 
 def number(value: float, digits: int = 2, sign: str = "") -> str:
-    """A number with `digits` decimals, a minus sign that is no hyphen, and never a negative zero.
-    """
+    """A number with `digits` decimals, a minus sign that is no hyphen, and never a negative zero;
+    `sign="+"` shows plus for differences."""
     rounded = round(value, digits) + 0.0  # -0.0 + 0.0 is 0.0
     return f"{rounded:{sign},.{digits}f}".replace("-", "−")
 
@@ -41,16 +38,9 @@ def short(name: str, most: int = 18) -> str:
     return shown if cut <= 0 else f"{shown[:most // 2]}…{shown[most // 2 + cut + 1:]}"
 
 
-def shorten(names: Iterable[str], most: int) -> dict[str, str]:
-    """`short` of each name; where that makes names alike, longer, until they differ."""
-    lengths = dict.fromkeys(names, most)
-    while True:
-        shown = {name: short(name, length) for name, length in lengths.items()}
-        alike = Counter(shown.values())
-        # A name that is whole cannot be told apart any better.
-        again = [name for name, text in shown.items()
-                 if alike[text] > 1 and lengths[name] < len(name)]
-        if not again:
-            return shown
-        for name in again:
-            lengths[name] += 1
+def shorten(names: Sequence[str], most: int) -> dict[str, str]:
+    """`short` of each of some different names, all of them longer where that makes two alike."""
+    longest = max(map(len, names), default=0)
+    while most < longest and len({short(name, most) for name in names}) < len({*names}):
+        most += 1
+    return {name: short(name, most) for name in names}

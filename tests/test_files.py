@@ -73,18 +73,16 @@ def flip_a_bit(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil, said", [
-    (lambda path: None, "does not exist"),
-    (lambda path: path.mkdir(), "is a folder: name a file in it"),
-    (lambda path: path.write_bytes(b""), "is empty"),
-    (lambda path: path.write_bytes(b"<html>404</html>"), "not a readable checkpoint"),
-    (lambda path: path.write_text(json.dumps({"weights": 1})), "not a readable checkpoint"),
-    (lambda path: torch.save({"weights": Malicious()}, path), "not a readable checkpoint"),
+    (lambda path: None, "cannot be read.*No such file"),
+    (lambda path: path.mkdir(), "cannot be read.*Is a directory"),
+    (lambda path: path.write_bytes(b""), "cannot be read"),
+    (lambda path: path.write_bytes(b"<html>404</html>"), "cannot be read"),
+    (lambda path: path.write_text(json.dumps({"weights": 1})), "cannot be read"),
+    (lambda path: torch.save({"weights": Malicious()}, path), "cannot be read"),
     (flip_a_bit, "damaged: checksum"),
     (lambda path: torch.save([1, 2], path), "holds a list"),
     (lambda path: torch.save({}, path), "lacks 'weights'"),
-    (lambda path: torch.save({"weights": 1}, path), "lacks 'probe', as it is of another kind"),
-    (lambda path: torch.save({"weights": 1, "training": {}}, path),
-     "lacks 'probe', as it is a run's last.pt, with which only --resume"),
+    (lambda path: torch.save({"weights": 1}, path), "lacks 'probe': it is of another kind, such"),
 ])
 def test_a_foreign_checkpoint_is_one_line_that_names_it(tmp_path: Path, spoil, said: str,
                                                         monkeypatch: pytest.MonkeyPatch) -> None:

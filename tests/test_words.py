@@ -6,7 +6,8 @@ from common.words import count, duration, number, percent, short, shorten
 
 def test_percent_and_numbers() -> None:
     assert [percent(0.9381), percent(1), percent(None)] == ["93.81 %", "100.00 %", "–"]
-    assert [percent(0.012, 1, "+"), percent(-0.012, 1, "+")] == ["+1.2 %", "−1.2 %"]
+    assert [percent(0.012, 1), number(1.2, 1, "+"), number(-1.2, 1, "+")] == [
+        "1.2 %", "+1.2", "−1.2"]
     assert [number(-0.0004, 3), number(-0.0004, 3, "+")] == ["0.000", "+0.000"]
     assert number(12345.678, 1) == "12,345.7"
 
@@ -35,9 +36,9 @@ def test_short_names() -> None:
     (["Rice_Leaf_Disease_Blast", "Rice_Leaf_Disease_Blight", "Rice_Leaf_Disease_Brown"], 18,
      ["Rice_Leaf…se_Blast", "Rice_Leaf…e_Blight", "Rice_Leaf…se_Brown"]),
     (["Tomato___Early_blight", "Tomato___Late_blight", "Tomato___Leaf_Mold"], 14,
-     ["Tomato__…y_blight", "Tomato__…e_blight", "Tomato_…f_Mold"]),
+     ["Tomato__…y_blight", "Tomato__…e_blight", "Tomato__…eaf_Mold"]),
     (["a" * 30, "a" * 31, "a" * 10 + "b" + "a" * 19], 8,
-     ["a" * 30, "a" * 15 + "…" + "a" * 14, "aaaaaaaaaab" + "…" + "a" * 10]),
+     ["a" * 30, "a" * 15 + "…" + "a" * 14, "a" * 10 + "b" + "a" * 19]),
     (["caf\udce9", "caf?"], 2, ["caf?", "caf?"])])
 def test_names_are_shortened_as_far_as_they_differ(names: list[str], most: int,
                                                    shown: list[str]) -> None:

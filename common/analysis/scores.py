@@ -10,7 +10,7 @@ from torch import Tensor
 
 from common.data.splits import Split
 from common.files import Json, write_csv
-from common.metrics import (calibration, confusion_matrix, most_confused, nll, t_interval,
+from common.metrics import (calibration, confusion_matrix, most_confused, t_interval,
                             wilson_interval)
 from common.plots import MAX_CLASSES
 
@@ -31,7 +31,7 @@ def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Json:
         "top1": right / len(labels),
         "interval_95": wilson_interval(right, len(labels)),
         "balanced_top1": sum(recalls) / len(recalls),
-        "nll": nll(logits, labels),
+        "nll": F.cross_entropy(logits.double(), labels).item(),
         "per_class": rows,
         "confusion": confusion.tolist(),
         "most_confused": [
@@ -40,7 +40,7 @@ def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Json:
         ],
         "most_confused_pairs": [
             {"classes": [classes[a], classes[b]], "images": images}
-            for a, b, images in most_confused(confusion, ordered=False)
+            for a, b, images in most_confused((confusion + confusion.T).triu())
         ],
         "calibration": _calibration(logits, hits),
     }

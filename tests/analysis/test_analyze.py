@@ -377,7 +377,7 @@ def test_a_card_that_contradicts_itself_is_one_line(
 
 
 @pytest.mark.parametrize(("flags", "words"), [
-    ("--ckpt nowhere.pt", "does not exist"),
+    ("--ckpt nowhere.pt", "No such file"),
     ("--ckpt {drawn} --data-dir {few}", "no effect on drawn images"),
     ("--ckpt {cifar} --data-dir nothing", "was trained on: nothing does not exist"),
     ("--ckpt {cifar} --data-dir {few}", "but the data has airplane, bird: give data"),

@@ -91,7 +91,7 @@ def test_a_flipped_byte_of_any_tensor_is_noticed(saved, tmp_path):
 def test_damaged_checkpoints_are_refused_in_one_line(saved, tmp_path, damage):
     path = tmp_path / "x.pt"
     path.write_bytes(damage((saved / "best.pt").read_bytes()))
-    with pytest.raises(InputError, match="not a readable checkpoint|damaged") as error:
+    with pytest.raises(InputError, match="cannot be read") as error:
         load_model(path)
     assert "\n" not in str(error.value)
 
