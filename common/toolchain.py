@@ -3,8 +3,8 @@
     python -m common.toolchain
 
 One table: versions, torch.compile, an extension of our own built, run and compared with PyTorch,
-and a search of all compiled files that --requirements (requirements.txt) leads to, of the CUDA
-build 5 GB in 30 s. Exit code 1 where a check raises RuntimeError, whose line makes the row.
+and a search of all compiled files that requirements.txt leads to, of the CUDA build 5 GB in 30 s.
+Exit code 1 where a check raises RuntimeError, whose line makes the row.
 """
 import mmap
 import os
@@ -14,10 +14,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
-from common.config import Parser, a_path
+from common.config import Parser
 from common.errors import run_script
 from common.words import count
 
@@ -75,45 +76,43 @@ def check_extension() -> str:
 
 
 def closure(lines: list[str]) -> dict[str, metadata.Distribution]:
-    """Installed distributions that requirement lines lead to, optional ones only through extras."""
-    found, todo = {}, [(line, "") for line in lines]
+    """Installed distributions that requirement lines lead to, by name; optional ones only through
+    extras."""
+    found, seen, todo = {}, set(), [(line, "") for line in lines]
     for line, extras in todo:  # which grows
         name, wanted, rest = re.match(r"\s*([\w.-]*)\s*(\[.*?\])?([^#]*)", line).groups("")
-        if not name or name + wanted in found or "extra" in rest and not extras:
+        if not name or name + wanted in seen or "extra" in rest and not extras:
             continue
-        try:
-            found[name + wanted] = metadata.distribution(name)
-            todo += [(more, wanted) for more in found[name + wanted].requires or ()]
-        except metadata.PackageNotFoundError:
-            if name == "opencv-python":
-                todo.append(("opencv-python-headless", ""))
+        seen.add(name + wanted)
+        with suppress(metadata.PackageNotFoundError):
+            package = metadata.distribution(name)
+            found[package.name] = package
+            todo += [(more, wanted) for more in package.requires or ()]
     return found
 
 
-def rust_marks(path: Path) -> list[str] | None:
-    """Rust's marks in a file, which is mapped, not loaded; None where it is no compiled code."""
+def rust_marks(path: Path) -> list[str]:
+    """Rust's marks in a file, which is mapped, not loaded; none where it is no compiled code."""
     with open(path, "rb") as file:
         if not file.read(8).startswith(COMPILED):
-            return None
+            return []
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return [mark.decode() for mark in MARKS if content.find(mark) >= 0]
 
 
-def check_packages(requirements: Path) -> str:
+def check_packages() -> str:
     """How much was searched; names every distribution that holds Rust or cannot be searched."""
-    found = closure(Path(requirements).read_text().splitlines()).values()
-    packages, searched, problems = {package.name: package for package in found}, 0, []
+    lines = REQUIREMENTS.read_text().splitlines()
+    packages, problems = closure([*lines, "opencv-python-headless"]), []
     for name, package in packages.items():
         if package.files is None:
             problems.append(f"{name} has no list of its files: install it again")
         for path in map(Path, map(package.locate_file, package.files or ())):
-            marks = rust_marks(path) if path.is_file() else None
-            searched += marks is not None
-            if marks:
+            if path.is_file() and (marks := rust_marks(path)):
                 problems.append(f"{name} is built with Rust ({path.name}: {', '.join(marks)})")
     if problems:
         raise RuntimeError("; ".join(problems))
-    return f"{count(len(packages), 'package')}, {count(searched, 'compiled file')}, no Rust"
+    return f"{count(len(packages), 'package')}, no Rust"
 
 
 def versions() -> str:
@@ -130,12 +129,10 @@ def versions() -> str:
 
 def main() -> int:
     """Prints the table, row by row; 0 where every row is ok, else 1."""
-    parser = Parser(prog="python -m common.toolchain", description=__doc__.partition("\n")[0])
-    parser.add_argument("--requirements", type=a_path, default=REQUIREMENTS, metavar="FILE")
-    requirements, failed = parser.parse_args().requirements, 0
+    Parser(prog="python -m common.toolchain", description=__doc__.partition("\n")[0]).parse_args()
     checks = {"versions": versions, "torch.compile": check_compile,
-              "C++ extension": check_extension,
-              "packages": lambda: check_packages(requirements)}
+              "C++ extension": check_extension, "packages": check_packages}
+    failed = 0
     for name, check in checks.items():
         try:
             verdict, words = "ok", check()
