@@ -236,7 +236,7 @@ def refuse_without_effect(given: Namespace, recipe: Recipe) -> None:
 
 
 def settle(given: Namespace, base: Recipe,
-           smoke: Mapping[str, dict[str, Any]]) -> tuple[Recipe, Runtime]:
+           smoke: Mapping[str, dict]) -> tuple[Recipe, Runtime]:
     """The recipe and runtime that a parsed command line asks for; the runtime has a run name
     always.
 
@@ -264,7 +264,6 @@ def default_name(kind: str, recipe: Recipe, runtime: Runtime, base: Recipe) -> s
     `base`, and seed, in letters, digits, `.`, `-` and `_`."""
     if runtime.smoke:
         kind = "smoke"
-    data = runtime.data_dir and Path(runtime.data_dir).resolve().name
     changed = sorted(vars(recipe).items() - vars(base).items())
     words = [
         "" if kind == "default" else kind,
@@ -273,7 +272,7 @@ def default_name(kind: str, recipe: Recipe, runtime: Runtime, base: Recipe) -> s
         f"x{recipe.resize}" if recipe.resize > 1 else "",
         weights_name(recipe.weights or "pretrained", runtime.out) if recipe.pretrained else "",
         "synthetic" if recipe.synthetic else "",
-        data,
+        Path(runtime.data_dir).resolve().name if runtime.data_dir else "",
         f"limit{recipe.train_limit}" if recipe.train_limit else "",
         *(f"{key}{value}" for key, value in changed if key not in NAMED),
         f"seed{recipe.seed}",
@@ -297,8 +296,8 @@ def weights_name(file: str, runs: str) -> str:
     return path.parent.name
 
 
-def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, dict[str, Any]],
-          flags: Sequence[str] = (),
+def parse(doc: str, recipes: Mapping[str, Recipe], smoke: Mapping[str, dict],
+          flags: Sequence[str],
           pick: Callable[[Namespace, str], str] = lambda given, name: name,
           ) -> tuple[Recipe, Runtime]:
     """What `settle` makes of a training script's command line.

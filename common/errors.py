@@ -59,17 +59,17 @@ def out_of_memory(error: Exception) -> bool:
 
 
 class _Signals:
-    """Whether a `deferred_signals` block holds the first signal back, and the one that it holds."""
+    """The signal that a `deferred_signals` block holds back, if any; None outside of such a block.
+    """
 
-    deferred = False
-    pending: int | None = None
+    held: list[int] | None = None
 
 
 def _on_signal(signum: int, frame: FrameType | None) -> None:
     """Hold the first signal back inside `deferred_signals`; raise in every other case."""
-    if not _Signals.deferred or _Signals.pending is not None:
+    if _Signals.held != []:
         raise Interrupted(signum)
-    _Signals.pending = signum
+    _Signals.held.append(signum)
     with suppress(OSError, AttributeError):  # there may be no terminal
         # Not print: this may interrupt one.
         os.write(sys.stderr.fileno(), b"\nstopping after this step; once more to stop at once\n")
@@ -84,15 +84,15 @@ def deferred_signals() -> Iterator[Callable[[str], None]]:
     runs.
     """
     def check(where: str) -> None:
-        if _Signals.pending is not None:
-            raise Interrupted(_Signals.pending, where)
+        if _Signals.held:
+            raise Interrupted(_Signals.held[0], where)
 
-    _Signals.deferred = True
+    _Signals.held = []
     try:
         yield check
         check("")
     finally:
-        _Signals.deferred, _Signals.pending = False, None
+        _Signals.held = None
 
 
 def _prepare() -> None:
@@ -103,14 +103,13 @@ def _prepare() -> None:
         if signal.getsignal(signum) != signal.SIG_IGN:  # as by nohup
             signal.signal(signum, _on_signal)
 
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+    for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed when the program began
             # Takes the lowest free number, the stream's own: no file of ours can get it, into which
             # a C library would print.
-            setattr(sys, name, open(os.devnull, mode))
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # whatever the terminal's encoding is
+            setattr(sys, name, open(os.devnull, "r+"))
+        with suppress(AttributeError):  # a stream may be any object
+            getattr(sys, name).reconfigure(errors="replace")  # whatever the terminal's encoding is
 
     logging.disable(logging.WARNING)
     if not sys.warnoptions:  # python -W asks for them

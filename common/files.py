@@ -14,7 +14,6 @@ from typing import Any, BinaryIO
 from common.errors import InputError, reason
 
 TIMEOUT_S = 8
-PIECE = 1 << 20  # bytes of a file that are read at once
 Json = dict[str, Any]  # an object of a JSON file, or what a checkpoint holds
 # Files whose publishers put the first digits of the sha256 into the name.
 PUBLISHED = ("efficientnet-b2-8bb594d6.pth", "efficientnet-lite2-9656183e.pth",
@@ -53,9 +52,7 @@ def write_text(path: Path, text: str) -> None:
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Write a header and rows as CSV, atomically."""
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
+    csv.writer(text, lineterminator="\n").writerows([columns, *rows])
     write_text(path, text.getvalue())
 
 
@@ -94,7 +91,7 @@ def sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file of any size."""
     digest = hashlib.sha256()
     with open(path, "rb", buffering=0) as file:  # sixty thousand small files, too
-        while piece := file.read(PIECE):
+        while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
 

@@ -4,7 +4,7 @@
 
 One table: versions, torch.compile, an extension of our own built, run and compared with PyTorch,
 and a search of all compiled files that requirements.txt leads to, of the CUDA build 5 GB in 30 s.
-Exit code 1 where a check raises RuntimeError, whose line makes the row.
+Exit code 1 where a check raises an exception, whose line makes the row.
 """
 import mmap
 import os
@@ -60,11 +60,11 @@ def check_extension() -> str:
     if not shutil.which(compiler[0]):
         raise RuntimeError(f"{compiler[0]} is not on PATH: install it, or name another with CXX")
     version = output(*compiler, "--version").partition("\n")[0]
-    flags = ["-O2", "-std=c++20", "-fopenmp", "-shared", "-fPIC", "-ltorch_cpu", "-lc10"]
-    flags += [f"-isystem{path}" for path in include_paths()]
-    for path in library_paths():
-        # The run path leads at::parallel_for to PyTorch's OpenMP, not to a second one.
-        flags += [f"-L{path}", f"-Wl,-rpath,{path}"]
+    libraries = library_paths()[0]
+    # The run path leads at::parallel_for to PyTorch's OpenMP, not to a second one.
+    flags = ["-std=c++20", "-fopenmp", "-shared", "-fPIC", "-ltorch_cpu", "-lc10",
+             f"-L{libraries}", f"-Wl,-rpath,{libraries}",
+             *(f"-isystem{path}" for path in include_paths())]
     with tempfile.TemporaryDirectory() as folder:
         output(*compiler, SOURCE, *flags, "-o", f"{folder}/confusion.so")
         torch.ops.load_library(f"{folder}/confusion.so")
@@ -107,7 +107,7 @@ def check_packages() -> str:
     for name, package in packages.items():
         if package.files is None:
             problems.append(f"{name} has no list of its files: install it again")
-        for path in map(Path, map(package.locate_file, package.files or ())):
+        for path in map(package.locate_file, package.files or ()):
             if path.is_file() and (marks := rust_marks(path)):
                 problems.append(f"{name} is built with Rust ({path.name}: {', '.join(marks)})")
     if problems:
@@ -115,7 +115,7 @@ def check_packages() -> str:
     return f"{count(len(packages), 'package')}, no Rust"
 
 
-def versions() -> str:
+def check_versions() -> str:
     """Python, PyTorch and its CUDA, and the GPU with its driver where there is one."""
     import torch
 
@@ -130,16 +130,15 @@ def versions() -> str:
 def main() -> int:
     """Prints the table, row by row; 0 where every row is ok, else 1."""
     Parser(prog="python -m common.toolchain", description=__doc__.partition("\n")[0]).parse_args()
-    checks = {"versions": versions, "torch.compile": check_compile,
-              "C++ extension": check_extension, "packages": check_packages}
     failed = 0
-    for name, check in checks.items():
+    for check in (check_versions, check_compile, check_extension, check_packages):
         try:
             verdict, words = "ok", check()
-        except (RuntimeError, ImportError, OSError) as error:
-            lines = re.findall(".*error: .*", str(error)) + str(error).splitlines()
+        except Exception as error:
+            text = str(error)
+            lines = [*re.findall(".*error: .*", text), *text.splitlines(), repr(error)]
             verdict, words, failed = "FAIL", lines[0], 1
-        print(f"{verdict:4}  {name:13}  {words}", flush=True)
+        print(f"{verdict:4}  {check.__name__.removeprefix('check_'):9}  {words}", flush=True)
     return failed
 
 
