@@ -223,8 +223,8 @@ def refuse_without_effect(given: Namespace, recipe: Recipe) -> None:
     """Raise InputError for a given flag that would change nothing in `recipe`, with the reason."""
     model = recipe.model
     rules = (
-        ("data_dir", recipe.synthetic, "the images are drawn"),
-        ("fit", recipe.synthetic, "the images are drawn"),
+        ("data_dir", recipe.synthetic, "--synthetic and --smoke draw their images"),
+        ("fit", recipe.synthetic, "--synthetic and --smoke draw their images"),
         ("weights", not recipe.pretrained, "--no-pretrained starts from random weights"),
         ("stem", model != "se_resnet18", f"{model} has one stem"),
         ("dropout", model in ("simple_cnn", "improved_cnn"), f"{model} has no dropout"),

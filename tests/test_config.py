@@ -166,8 +166,8 @@ def test_every_path_has_its_home_expanded(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize("line, why", [
-    ("--data-dir d --synthetic", "--data-dir has no effect, as the images are drawn"),
-    ("--data-dir d --smoke", "--data-dir has no effect, as the images are drawn"),
+    ("--data-dir d --synthetic", "--data-dir has no effect, as --synthetic and --smoke draw"),
+    ("--data-dir d --smoke", "--data-dir has no effect, as --synthetic and --smoke draw"),
     ("--fit crop --synthetic", "--fit has no effect"),
     ("--fit pad --smoke", "--fit has no effect"),
     ("--weights w.pth --no-pretrained", "--weights has no effect, as --no-pretrained"),
