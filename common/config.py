@@ -199,12 +199,15 @@ def add_flags(parser: Parser, instance: Any, names: Sequence[str] = ()) -> None:
         if not about or name not in (names or vars(instance)):
             continue
         default, allowed, help = getattr(instance, name), about["allowed"], about["help"]
-        if default is not None:
-            help += f" (default: {default})"
+        if default is not None and default is not False:
+            help += f" (default: {'yes' if default is True else default})"
         if item.type is bool:
-            how = {"action": BooleanOptionalAction}
+            negatable = default or name == "pretrained"
+            how = {"action": BooleanOptionalAction if negatable else "store_true"}
+        elif name == "run_name":
+            how = {"type": a_name, "metavar": "NAME"}
         elif not allowed:
-            how = {"type": a_name if name == "run_name" else a_path}
+            how = {"type": a_path, "metavar": "PATH"}
         elif isinstance(default, str):
             how = {"choices": allowed}
         else:

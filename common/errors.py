@@ -99,9 +99,10 @@ def _prepare() -> None:
     """Make this process one that ends well: signals are answered, every stream can be written to,
     libraries keep off the terminal what they say of themselves, temporary files have a place."""
     hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-    for signum in (signal.SIGINT, signal.SIGTERM, hangup):
-        if signal.getsignal(signum) != signal.SIG_IGN:  # as by nohup
-            signal.signal(signum, _on_signal)
+    if signal.getsignal(hangup) != signal.SIG_IGN:  # nohup
+        signal.signal(hangup, _on_signal)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, _on_signal)
 
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed when the program began
@@ -150,10 +151,11 @@ def run_script(main: Callable[[], int | None],
         else:
             raise
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to save
-    try:
-        if message:
-            line = " ".join(message.splitlines())
+    if message:
+        line = " ".join(message.splitlines())
+        with suppress(OSError):
             print(f"{os.path.basename(sys.argv[0])}: {line}", file=sys.stderr)
+    try:
         print(end="", flush=True)
     except OSError:  # else Python's own flush at the end complains
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
