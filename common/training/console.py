@@ -3,7 +3,6 @@ import shlex
 import sys
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from common.config import Recipe, Runtime
@@ -12,7 +11,7 @@ from common.data.splits import Splits
 from common.files import Json
 from common.plots import MAX_CLASSES
 from common.training.schedule import batch_size_for, epoch_order, lr_for
-from common.words import count, duration, percent, shorten
+from common.words import count, duration, percent, short
 
 SLOW = 1800  # seconds of a stage on a CPU after which shorter ways are named
 SHORTER = ("; a CPU is slow for this: --smoke shows the whole path, --train-limit N trains on fewer"
@@ -30,15 +29,13 @@ test accuracy {test_top1} ({low} to {high}), {images}, {source}"""
 
 def data_lines(splits: Splits) -> list[str]:
     """Sizes, classes and images of each class, and what the source has to say."""
-    parts, num_classes = (splits.train, splits.val, splits.test), len(splits.classes)
+    parts = splits.train, splits.val, splits.test
     lines = [DATA.format(splits.source, *map(len, parts), size=splits.image_size)]
-    names = shorten(splits.classes[:MAX_CLASSES], 40).values()
-    width = max(map(len, names))
-    columns = [torch.bincount(part.labels, minlength=num_classes).tolist() for part in parts]
-    for name, *images in zip(names, *columns):
-        lines.append("  {:<{}}  {:>5,} / {:>5,} / {:>5,}".format(name, width, *images))
-    if num_classes > MAX_CLASSES:
-        lines.append(f"  … and {count(num_classes - MAX_CLASSES, 'more class', 'more classes')}")
+    for label, name in enumerate(splits.classes[:MAX_CLASSES]):
+        sizes = (int((part.labels == label).sum()) for part in parts)
+        lines.append("  {:<18}  {:>5,} / {:>5,} / {:>5,}".format(short(name, 40), *sizes))
+    if len(splits.classes) > MAX_CLASSES:
+        lines.append(f"  … {len(splits.classes):,} classes")
     return lines + [f"note: {note}" for note in splits.notes]
 
 

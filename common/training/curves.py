@@ -1,5 +1,4 @@
 """Figures of one run: samples and curves."""
-import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,37 +45,33 @@ def curves(history: Sequence[Json], path: Path, title: str) -> None:
             val_top1 (top-1 as fractions) and lr.
         path: the figure's PNG file.
     """
-    epochs, train_loss, val_loss, train_top1, val_top1, lr = (
-        np.array([row[key] for row in history]) for key in NUMBERS)
-    best, stages = history.index(best_row(history)), [row["stage"] for row in history]
-    mark = f"best epoch: {epochs[best]}, val {percent(val_top1[best])}"
-    starts = [stages.index(stage) for stage in dict.fromkeys(stages)]
-    dots = {"marker": ".", "markersize": 3}
+    rows = {key: np.array([row[key] for row in history]) for key in NUMBERS}
+    epochs, best = rows["epoch"], history.index(best_row(history))
+    stages = [row["stage"] for row in history]
     with new_figure(path, title, (9, 4.6), LOSS_NOTE) as figure:
         panels = figure.subplots(2, 2, sharex=True, height_ratios=(4, 1))
-        loss, accuracy = panels[0]
-        for axes, name, train, val in (
-            (loss, "loss", train_loss, val_loss),
-            (accuracy, "accuracy (%)", 100 * train_top1, 100 * val_top1),
-        ):
-            axes.plot(epochs, train, color=TRAIN, label="train", **dots)
-            axes.plot(epochs, val, color=VAL, label="val", **dots)
+        for axes, key, name, scale in zip(panels[0], ("loss", "top1"), ("loss", "accuracy (%)"),
+                                          (1, 100)):
+            for part, colour in (("train", TRAIN), ("val", VAL)):
+                axes.plot(epochs, scale * rows[f"{part}_{key}"], ".-", color=colour, label=part,
+                          markersize=3)
             # Below the lines, which it would hide.
-            axes.plot(epochs[best], val[best], "*", color=ACCENT, markersize=13, zorder=1.9,
-                      label=mark)
+            axes.plot(epochs[best], scale * rows[f"val_{key}"][best], "*", color=ACCENT,
+                      markersize=13, zorder=1.9,
+                      label=f"best epoch: {epochs[best]}, val {percent(rows['val_top1'][best])}")
             axes.set_title(name)
+        loss, accuracy = panels[0]
         if len(history) > 1:
             # Pretrained weights under a new head may begin at many times the later losses.
-            later = max(train_loss[1:].max(), val_loss[1:].max())
+            later = np.maximum(rows["train_loss"], rows["val_loss"])[1:].max()
             loss.set_ylim(0, min(loss.get_ylim()[1], SPIKE * later))
         for axes in panels[1]:
-            # Each stage has a line of its own.
-            for start, end in itertools.pairwise([*starts, len(history)]):
-                axes.plot(epochs[start:end], lr[start:end], color=MUTED, **dots)
+            axes.plot(epochs, rows["lr"], ".", color=MUTED, markersize=3)
             axes.set(xlabel="epoch", ylabel="lr", ylim=(0, None))
             axes.locator_params("x", integer=True, min_n_ticks=1)
-        for axes in panels.flat:
-            for i in starts[1:]:
-                axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--",
-                             label=f"stage {short(stages[i])} begins")
+        for i in range(1, len(stages)):
+            if stages[i] != stages[i - 1]:
+                for axes in panels.flat:
+                    axes.axvline(epochs[i] - 0.5, color=MUTED, linestyle="--",
+                                 label=f"stage {short(stages[i])} begins")
         accuracy.legend()
