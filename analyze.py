@@ -49,10 +49,10 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from common.analysis import figures, report, scores
     from common.analysis.faithfulness import faithfulness, heat_below
     from common.analysis.findings import findings, is_first_study
-    from common.analysis.inputs import CAMS, open_folder, open_splits, open_subject, pick_split
-    from common.data.splits import CLASSES
+    from common.analysis.inputs import open_folder, open_splits, open_subject, pick_split
     from common.files import sha256, write_json
     from common.training.console import next_line
+    from common.training.loop import predict
     from common.training.runtime import environment, set_up
 
     # The checkpoint, and the data of its training.
@@ -69,53 +69,43 @@ def analyze(options: Options, runtime: Runtime) -> Path:
 
     # What it predicts, and what that is worth.
     with tqdm(total=len(split), desc="predictions", unit="img", disable=None) as bar:
-        logits = subject.logits(split.images, progress=bar.update)
+        logits = predict(subject.model, split.images, subject.prepare, progress=bar.update)
     preds = logits.argmax(1)
     rows = scores.predictions(logits, split, subject.classes)
     result = {
         "title": title,
         "request": request,
-        "checkpoint": subject.describe(),
+        "checkpoint": {"file": str(subject.path), "run": subject.run,
+                       "model": subject.recipe.model, "source": subject.card["source"]},
         "source": splits.source,
         "split": options.split,
         "classes": subject.classes,
         "is_cifar10": splits.is_cifar10,
-        "synthetic": subject.recipe.synthetic,
         "heat_maps": {"cam": subject.cam, "where": subject.where},
+        "versions": environment(device),
         **scores.scores(logits, split.labels, subject.classes),
     }
-    order = torch.randperm(len(split), generator=generator).tolist()
-    shown = scores.examples(rows, order, result["most_confused"], options.open_errors)
 
-    # Where it looks, and whether the heat maps can be believed.
-    cam, drawn = options.cam, subject.recipe.synthetic
-    tested = sorted(order[: options.faithfulness or (100 if drawn else 500)])
+    # Whether the heat maps can be believed.
+    order = torch.randperm(len(split), generator=generator).tolist()
+    tested = sorted(order[: options.faithfulness or (100 if subject.recipe.synthetic else 500)])
     result["faithfulness"] = test = faithfulness(subject, split.images[tested], preds[tested])
-    test["differences"] = {"all": test["differences"]}
     if is_first_study(result):
-        birds = split.labels == CLASSES.index("bird")
-        of_birds = faithfulness(subject, split.images[birds], preds[birds], [cam])
-        test["differences"]["bird"] = of_birds["differences"]
-    # For which class, and which kind of map, each figure shows the evidence; the others show it for
-    # the true class beside the predicted one.
-    asked = {"errors": [], "heat_right": [(preds, cam)],
-             "heat_methods": [(preds, kind) for kind in CAMS]}
-    both = [(split.labels, cam), (preds, cam)]
-    maps = {}
-    for figure, some in shown.items():
-        maps[figure] = [subject.heat(split.images[some], targets[some], kind)
-                        for targets, kind in asked.get(figure, both)]
+        birds = split.labels == subject.classes.index("bird")
+        of_birds = faithfulness(subject, split.images[birds], preds[birds])
+        test["differences"]["bird"] = of_birds["differences"]["all"]
+
+    # Where it looks: in single cases the evidence for the true and for the predicted class.
+    shown = scores.examples(rows, order, options.open_errors)
+    maps = {figure: [subject.heat(split.images[some], targets[some])
+                     for targets in (split.labels, preds)] for figure, some in shown.items()}
+    result["planes_as_ships"] = {"heat_below": {"predicted": heat_below(maps["heat_planes"][1])}}
+    result["shown"] = {figure: [rows[i] for i in some] for figure, some in shown.items()}
 
     # Numbers, figures, report.
-    result |= {
-        "planes_as_ships": {"heat_below": {"predicted": heat_below(maps["heat_planes"][1])}},
-        "shown": {figure: [rows[i] for i in some] for figure, some in shown.items()},
-        "versions": environment(device),
-    }
     write_json(folder / "analysis.json", result)
     scores.write_tables(folder, result, rows)
-    for draw in (figures.confusion, figures.reliability, figures.recall_and_precision,
-                 figures.faithfulness):
+    for draw in (figures.confusion, figures.reliability, figures.faithfulness):
         draw(result, folder)
     for figure, some in shown.items():
         if some:

@@ -7,10 +7,8 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.font_manager import get_font_names
-from matplotlib.ticker import LogFormatter
 
 from common.files import atomic
 from common.words import short
@@ -45,16 +43,15 @@ def mosaic(path: Path, title: str, tiles: np.ndarray, tile_px: int,
     height.
     """
     rows, columns, _, pixels, _ = tiles.shape
-    gap = 2  # white pixels between tiles
-    white = [(0, 0), (0, 0), (0, 0), (0, gap + round(below * pixels)), (0, gap)]
+    # Two white pixels between tiles.
+    white = 3 * [(0, 0)] + [(0, 2 + round(below * pixels)), (0, 2)]
     tiles = np.pad(tiles, white, constant_values=255)
     canvas = np.concatenate(np.concatenate(tiles, axis=2), axis=2).transpose(1, 2, 0)
     scale = max(1, round(tile_px / pixels)) / STYLE["savefig.dpi"]
     height, width = np.multiply(canvas.shape[:2], scale)
-    with new_figure(path, "", (width, height), layout=None) as figure:
+    with new_figure(path, title, (width, height), layout=None) as figure:
         axes = figure.add_axes((0, 0, 1, 1), xticks=[], yticks=[], frameon=False)
         axes.imshow(canvas, extent=(0, columns, rows, 0), interpolation="nearest", aspect="auto")
-        axes.set_title(short(title, MAX_TITLE), fontsize=11, fontweight="bold")
         axes.tick_params(length=0, grid_alpha=0)
         yield axes
 
@@ -63,17 +60,15 @@ def mosaic(path: Path, title: str, tiles: np.ndarray, tile_px: int,
 def new_figure(path: Path, title: str, size: tuple[float, float], note: str = "",
                layout: str | None = "constrained") -> Iterator[Figure]:
     """A styled figure of `size` inches, at most 30 a side, saved to `path` when the block ends
-    well. Every text in it is shown as it is, `$` and `_` included."""
+    well. Every text in it is shown as it is, `$` and `_` included: a logarithmic axis needs a
+    formatter without markup."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
         figure = Figure(figsize=np.minimum(size, MAX_INCHES), layout=layout)
-        figure.suptitle(short(title, MAX_TITLE), fontsize=11, fontweight="bold")
+        above = {} if layout else {"y": 1.01, "va": "bottom"}
+        figure.suptitle(short(title, MAX_TITLE), fontsize=11, fontweight="bold", **above)
         yield figure
         if note:
             figure.supxlabel(note, fontsize=7, color=MUTED)
-        for axis in figure.findobj(Axis):
-            if axis.get_scale() == "log":
-                axis.set_major_formatter(LogFormatter())  # powers of ten without markup
-                axis.set_minor_formatter(LogFormatter())
         with atomic(path) as file:
             figure.savefig(file, metadata={"Software": None})  # two savings give the same bytes

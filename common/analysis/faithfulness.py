@@ -1,5 +1,4 @@
 """Whether a network truly looks where its heat maps point: deletion and insertion curves."""
-from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,18 +7,18 @@ from torch.nn import Module
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
-from common.analysis.inputs import CAMS, Subject
+from common.analysis.inputs import Subject
 from common.analysis.scores import interval
 from common.files import Json
 from common.models.build import in_eval_mode
 
 # Parts of an image's pixels that are changed: closer where the curves bend, so that the areas are
 # nearly those of ten equal steps at a third of the cost.
+WAYS = ("deletion", "insertion")
 SHARES = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 
-def faithfulness(subject: Subject, images: Tensor, targets: Tensor,
-                 cams: Sequence[str] = tuple(CAMS)) -> Json:
+def faithfulness(subject: Subject, images: Tensor, targets: Tensor) -> Json:
     """Deletion and insertion curves of heat maps and controls, and how far the shown ones differ.
 
     The controls are `chance`, the heat map of another image, and `centre`, the prior that objects
@@ -29,42 +28,32 @@ def faithfulness(subject: Subject, images: Tensor, targets: Tensor,
 
     Args:
         images: (N, 3, H, W) uint8; targets (N,) are the classes whose probability is followed.
-        cams: keys of CAMS, the shown one among them.
 
     Returns:
-        `curves` by kind of map, and `differences` in area, the shown heat maps minus each other
-        kind, paired by image; all with 95 % intervals.
+        `curves` by kind of map, and `differences` in area of `all` these images, the shown heat
+        maps minus each other kind, paired by image; all with 95 % intervals.
     """
     parts = []
-    with tqdm(total=len(images), desc="deletion and insertion", unit="img", disable=None) as bar:
-        for inputs, classes in subject.portions(images, targets):
-            maps = {cam: subject.heat_of(inputs, classes, cam) for cam in cams}
-            maps["chance"] = maps[subject.cam].roll(1, 0)
-            maps["centre"] = center_prior(*maps["chance"].shape).to(inputs.device)
-            stacked = torch.stack([*maps.values()])
-            parts.append(deletion_insertion(subject.model, inputs, classes, stacked).cpu())
-            bar.update(len(inputs))
+    for some, classes in tqdm(subject.portions(images, targets), "deletion and insertion",
+                              disable=None):
+        inputs = subject.prepare.clean(some)
+        maps = {cam: explain(inputs, classes) for cam, explain in subject.cams.items()}
+        maps["chance"] = maps[subject.cam].roll(1, 0)
+        maps["centre"] = center_prior(*maps["chance"].shape).to(inputs.device)
+        stacked = torch.stack([*maps.values()])
+        parts.append(deletion_insertion(subject.model, inputs, classes, stacked).cpu())
 
     curves = dict(zip(maps, torch.cat(parts, 2)))  # (2, N, S) each
-    shown = area(curves[subject.cam])
-    gains = {kind: shown - area(curve) for kind, curve in curves.items() if kind != subject.cam}
+    areas = {kind: area(curve) for kind, curve in curves.items()}
+    shown = areas.pop(subject.cam)
     return {
         "images": len(images),
         "shares": SHARES,
-        "curves": {kind: _by_way(_band, curve) for kind, curve in curves.items()},
-        "differences": {kind: _by_way(interval, gain) for kind, gain in gains.items()},
+        "curves": {kind: {way: [interval(column) for column in half.T]
+                          for way, half in zip(WAYS, curve)} for kind, curve in curves.items()},
+        "differences": {"all": {kind: dict(zip(WAYS, map(interval, shown - other)))
+                                for kind, other in areas.items()}},
     }
-
-
-def _by_way(summary: Callable[[Tensor], Json], values: Tensor) -> Json:
-    """A summary of the deletion half and one of the insertion half of (2, …) values."""
-    return dict(zip(("deletion", "insertion"), map(summary, values)))
-
-
-def _band(curves: Tensor) -> Json:
-    """Mean, low and high at every point of (N, S) curves."""
-    points = [interval(column) for column in curves.T]
-    return {key: [point[key] for point in points] for key in ("mean", "low", "high")}
 
 
 def heat_below(maps: Tensor) -> Json:
@@ -120,17 +109,13 @@ def deletion_insertion(model: Module, images: Tensor, targets: Tensor, maps: Ten
         whole, blur, nothing = probs(images), probs(blurred), probs(torch.zeros_like(images[:1]))
         found = []
         for rank in ranks:
-            deletion, insertion = [whole], [blur]
-            for share in SHARES[1:-1]:
-                gone = rank < round(share * height * width)
-                deletion.append(probs(images.masked_fill(gone, 0)))
-                insertion.append(probs(images.where(gone, blurred)))
-            found += [*deletion, nothing, *insertion, whole]
+            masks = [rank < round(share * height * width) for share in SHARES[1:-1]]
+            found += [whole, *(probs(images.masked_fill(gone, 0)) for gone in masks), nothing,
+                      blur, *(probs(images.where(gone, blurred)) for gone in masks), whole]
     return torch.stack(found).view(len(maps), 2, len(SHARES), n).transpose(2, 3)
 
 
 def center_prior(n: int, h: int, w: int) -> Tensor:
     """(n, h, w) maps in [0, 1] that fall linearly with the distance from the centre."""
-    unmoved = torch.eye(2, 3).expand(n, 2, 3)
-    places = F.affine_grid(unmoved, [n, 1, h, w], align_corners=False)  # centres in [-1, 1]
-    return 1 - places.norm(dim=-1) / 2**0.5
+    rows, columns = torch.linspace(-1, 1, h), torch.linspace(-1, 1, w)
+    return (1 - rows[:, None].hypot(columns) / 2**0.5).expand(n, h, w)

@@ -19,6 +19,7 @@ from torch.nn import Module
 from common.models.build import in_eval_mode, named_maps
 
 SMALLEST_MAP = 4  # cells a side; a 2x2 map says little more than left or right, up or down
+TINY = 1e-30  # what is divided by is never less
 COARSEST = 8  # pixels a side of a cell, for HiResCAM
 
 
@@ -58,7 +59,7 @@ def hires_cam(model: Module, layers: Sequence[str], images: Tensor, targets: Ten
     total = images.new_zeros(len(images), *images.shape[2:])
     for activation, gradient in activations_and_gradients(model, layers, images, targets):
         maps = _enlarged((gradient * activation).sum(1), images)
-        total += maps / _above_0(maps.mean((1, 2), keepdim=True))
+        total += maps / maps.mean((1, 2), keepdim=True).clamp_min(TINY)
     return _of_maximum_1(total)
 
 
@@ -113,12 +114,7 @@ def _enlarged(maps: Tensor, images: Tensor) -> Tensor:
 
 def _of_maximum_1(maps: Tensor) -> Tensor:
     """(N, h, w) maps divided by their own maxima; one of zeros stays zeros."""
-    return maps / _above_0(maps.amax((1, 2), keepdim=True))
-
-
-def _above_0(values: Tensor) -> Tensor:
-    """Values that can be divided by."""
-    return values.clamp_min(torch.finfo(values.dtype).tiny)
+    return maps / maps.amax((1, 2), keepdim=True).clamp_min(TINY)
 
 
 def default_layer(model: Module, image_size: int) -> str:

@@ -2,8 +2,10 @@
 
 From Python, too: `open_subject` gives a network that reads pictures, names them and explains them.
 """
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -37,20 +39,13 @@ class Subject:
     recipe: Recipe
     classes: Names
     prepare: Preprocess
-    cam: str  # a key of CAMS: the heat maps that are shown
-    layers: Sequence[str]  # of HiResCAM
-    layer: str  # of Grad-CAM
-    where: str  # in words, which heat maps are shown and where they come from
+    # By key of CAMS: heat maps (N, H, W) of prepared inputs (N, 3, H, W) for classes (N,).
+    cams: dict[str, Callable[[Tensor, Tensor], Tensor]]
+    cam: str  # those that are shown
+    where: str  # in words, which these are and where they come from
 
     def __str__(self) -> str:
         return f"{self.path}: {self.recipe.model} of run {self.run}"
-
-    def describe(self) -> Json:
-        """What analysis.json keeps of the checkpoint."""
-        return {
-            "file": str(self.path), "run": self.run, "model": self.recipe.model,
-            "source": self.card["source"], "metrics": self.card.get("metrics"),
-        }
 
     def read(self, picture: str | Path | ndarray) -> Tensor:
         """(1, 3, S, S) uint8: a picture brought to the size that the training had.
@@ -68,37 +63,26 @@ class Subject:
             image = read_picture(picture, size, fit)
         return torch.from_numpy(image.copy())[None].to(self.prepare.mean.device)
 
-    def logits(self, images: Tensor, **progress: object) -> Tensor:
-        """(N, K) float32 logits of (N, 3, S, S) uint8 images; batches are bounded by pixels."""
-        return predict(self.model, images, self.prepare, **progress)
-
     def probs(self, images: Tensor) -> Tensor:
         """(N, K) probabilities of the classes for (N, 3, S, S) uint8 images."""
-        return self.logits(images).softmax(1)
+        return predict(self.model, images, self.prepare).softmax(1)
 
-    def heat(self, images: Tensor, targets: Tensor, cam: str | None = None) -> Tensor:
+    def heat(self, images: Tensor, targets: Tensor) -> Tensor:
         """(N, H, W) float32 heat maps in [0, 1], on the CPU, at the size of the network's input.
 
         Args:
             images: (N, 3, S, S) uint8; targets: (N,) int64, the classes to find evidence for.
-            cam: a key of CAMS; None: the one that is shown.
         """
-        parts = [self.heat_of(*part, cam).cpu() for part in self.portions(images, targets)]
-        return torch.cat(parts)
+        explain = self.cams[self.cam]
+        return torch.cat([explain(self.prepare.clean(some), classes).cpu()
+                          for some, classes in self.portions(images, targets)])
 
-    def heat_of(self, inputs: Tensor, targets: Tensor, cam: str | None = None) -> Tensor:
-        """`heat` of prepared inputs (N, 3, H, W) in one pass, on their device."""
-        if (cam or self.cam) == "gradcam":
-            return grad_cam(self.model, self.layer, inputs, targets)
-        return hires_cam(self.model, self.layers, inputs, targets)
-
-    def portions(self, images: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Network inputs and classes, so many at a time that memory is bounded."""
+    def portions(self, images: Tensor, targets: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Images and classes, so many at a time that memory is bounded."""
         # In equal parts, none of a single image, since chance is a neighbour's heat map.
         # A pass that is explained takes five times the memory of one that is not.
         parts = max(1, len(images) // max(2, eval_batch_size(images, self.prepare) // 5))
-        for some, classes in zip(images.tensor_split(parts), targets.tensor_split(parts)):
-            yield self.prepare.clean(some), classes
+        return [*zip(images.tensor_split(parts), targets.tensor_split(parts))]
 
 
 def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str = "hirescam",
@@ -113,7 +97,6 @@ def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str 
         InputError: no readable checkpoint, one that contradicts itself, or no such layer.
     """
     path = Path(ckpt)
-    device = torch.device(device)
     model, card = load_model(path, device)
     try:
         recipe = Recipe(**card["recipe"])
@@ -127,7 +110,6 @@ def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str 
     # As in training: a sixth faster on a CPU.
     model.to(memory_format=torch.channels_last)
     maps = named_maps(model, size)
-    layers = fine_layers(model, size)
     if layer and cam != "gradcam":
         raise InputError("--layer is one of Grad-CAM, HiResCAM sums several: add --cam gradcam, or "
                          "leave --layer out")
@@ -135,13 +117,16 @@ def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str 
     if layer not in maps:
         raise InputError(f"--layer {layer}: the model has no such layer; choose from "
                          f"{', '.join(maps)}")
-    shown = [layer] if cam == "gradcam" else layers
-    places = ", ".join("{1}×{2} ({0})".format(name, *maps[name][1:]) for name in shown)
+    layers = fine_layers(model, size)
+    cams = {"hirescam": partial(hires_cam, model, layers),
+            "gradcam": partial(grad_cam, model, layer)}
+    places = ", ".join("{1}×{2} ({0})".format(name, *maps[name][1:])
+                       for name in ([layer] if cam == "gradcam" else layers))
     where = f"{CAMS[cam]} for {size}-pixel inputs, maps of {places}"
     prepare = Preprocess(card["mean"], card["std"], Recipe(resize=card["resize"]), device)
     run = card.get("run", recipe.model)
-    classes = tuple(map(str, card["classes"]))
-    return Subject(path, run, model, card, recipe, classes, prepare, cam, layers, layer, where)
+    classes = tuple(card["classes"])
+    return Subject(path, run, model, card, recipe, classes, prepare, cams, cam, where)
 
 
 def open_splits(subject: Subject, runtime: Runtime) -> Splits:
@@ -150,7 +135,6 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
     Raises:
         InputError: no data, or data with other classes.
     """
-    path = subject.path
     size = subject.card["image_size"]
     trained_on = subject.card.get("data_dir")
     if trained_on and not (subject.recipe.synthetic or runtime.data_dir):
@@ -158,15 +142,12 @@ def open_splits(subject: Subject, runtime: Runtime) -> Splits:
         # training looks for it; other data is nowhere else.
         if subject.classes != CLASSES or Path(trained_on).is_dir():
             runtime = replace(runtime, data_dir=trained_on)
-    try:
-        splits = load_splits(subject.recipe, runtime)
-        if splits.image_size != size:  # brought to the size that the training had
-            splits = load_splits(replace(subject.recipe, image_size=size), runtime)
-    except InputError as error:
-        raise InputError(f"the data that {path} was trained on: {error}") from None
+    splits = load_splits(subject.recipe, runtime)
+    if splits.image_size != size:  # brought to the size that the training had
+        splits = load_splits(replace(subject.recipe, image_size=size), runtime)
     if splits.classes != subject.classes:
         raise InputError(
-            f"{path} knows {', '.join(subject.classes)}, but the data has "
+            f"{subject.path} knows {', '.join(subject.classes)}, but the data has "
             f"{', '.join(splits.classes)}: give data of its kind by --data-dir")
     return splits
 
@@ -178,9 +159,9 @@ def pick_split(subject: Subject, splits: Splits, name: str, limit: int | None,
     Raises:
         InputError: val is asked for and is not what the checkpoint's training held out.
     """
-    # Old checkpoints have no identity.
-    changed = subject.card.get("identity", splits.identity) != splits.identity
-    if name == "val" and (changed or subject.card["split_hash"] != splits.split_hash):
+    key = "identity" if "identity" in subject.card else "split_hash"  # of an old checkpoint
+    changed = subject.card[key] != getattr(splits, key)
+    if changed and name == "val":
         raise InputError(f"--split val: this data does not give the val images that {subject.path} "
                          "held out: give the data of its training with --data-dir, or use --split "
                          "test")
@@ -206,18 +187,13 @@ def open_folder(runtime: Runtime, name: str, request: Json) -> Path:
     base = Path(runtime.out) / "analyze"
     folder = base / (runtime.run_name or name)
     number = 1
-    while any(folder.glob("*")) and not _holds(folder, request):
+    while any(folder.glob("*")):
+        with suppress(InputError):  # of a folder that another command wrote
+            if read_json(folder / "request.json") == request:
+                break
         if runtime.run_name:
             raise InputError(f"{folder} holds something else: choose another --name")
         number += 1
         folder = base / f"{name}-{number}"
     write_json(folder / "request.json", request)
     return folder
-
-
-def _holds(folder: Path, request: Json) -> bool:
-    """Whether a folder's analysis is the one requested."""
-    try:
-        return read_json(folder / "request.json") == request
-    except InputError:
-        return False

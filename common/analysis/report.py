@@ -11,35 +11,34 @@ from pathlib import Path
 from typing import Any
 
 from common.analysis.findings import claims, findings
-from common.analysis.scores import best_and_worst
+from common.analysis.scores import by_recall
 from common.analysis.sentences import Sentence
 from common.files import read_json, write_text
 
 HERE = Path(__file__).parent
-SYNTHETIC = (
-    "Synthetic: these images are drawn by code. This shows how the analysis works, "
-    "not how well a network sees."
-)
 # A figure whose picture was not drawn, and a section whose table has no row.
 EMPTY = re.compile(
     r"<figure>\s*<figcaption>.*?</figure>"
     r"|<section>(?:(?!</section>).)*<tbody></tbody>.*?</section>",
     re.DOTALL,
 )
-FINDING = "<li>{0}</li>"
+LINE = "<li>{0}</li>"
 CLAIM = "<tr><td>{0[0]}</td><td>{0[1]}</td><td>{0[2]}</td></tr>"
-CONFUSED = "<tr><td>{0[true]}</td><td>{0[predicted]}</td><td>{0[images]}</td></tr>"
+CONFUSED = "<tr><td>{0[classes][0]} and {0[classes][1]}</td><td>{0[images]}</td></tr>"
 CLASS = (
-    "<tr><td>{0[class]}</td><td>{0[recall]:%1}</td><td>{0[precision]:%1}</td>"
-    "<td>{0[f1]:.3f}</td><td>{0[support]:,}</td></tr>"
+    "<tr><td>{0[class]}</td><td>{0[recall]:%1}</td><td>{0[recall_interval_95]:~}</td>"
+    "<td>{0[precision]:%1}</td><td>{0[f1]:.3f}</td><td>{0[support]:,}</td></tr>"
 )
 
 
 class _Filler(Sentence):
-    """Fills a sentence as HTML, escaped; `{x:html}` is HTML already."""
+    """Fills a sentence as HTML, escaped; `{x:html}` is HTML already. No line breaks before a
+    percent sign."""
 
     def format_field(self, value: Any, spec: str) -> str:
-        return value if spec == "html" else text(super().format_field(value, spec))
+        if spec == "html":
+            return value
+        return html.escape(super().format_field(value, spec)).replace(" %", "&nbsp;%")
 
 
 def write(folder: Path) -> Path:
@@ -49,15 +48,14 @@ def write(folder: Path) -> Path:
         InputError, KeyError: the folder holds no complete analysis.json.
     """
     result = read_json(folder / "analysis.json")
-    figures = {path.stem: picture(path.read_bytes(), "png") for path in folder.glob("*.png")}
+    figures = {path.stem: picture(path) for path in folder.glob("*.png")}
     body = fill(
         "report.html",
         **result,
-        banner=SYNTHETIC if result["synthetic"] else "",
-        findings=_each(FINDING, findings(result)),
-        claims=_each(CLAIM, claims(result)),
-        confused=_each(CONFUSED, result["most_confused"]),
-        rows=_each(CLASS, best_and_worst(result["per_class"])),
+        findings=each(LINE, findings(result)),
+        claims=each(CLAIM, claims(result)),
+        confused=each(CONFUSED, result["most_confused_pairs"]),
+        rows=each(CLASS, by_recall(result["per_class"])),
         figures=defaultdict(str, figures),
     )
     run = result["checkpoint"]["run"]
@@ -77,20 +75,12 @@ def write_page(path: Path, title: str, body: str) -> Path:
     return path
 
 
-def _each(line: str, values: Iterable[Any]) -> str:
-    """A line of HTML for each value, which fills its places."""
+def each(line: str, values: Iterable[Any]) -> str:
+    """A line of HTML for each value, which fills its places as text."""
     return "\n".join(_Filler().format(line, value) for value in values)
 
 
-def text(value: str) -> str:
-    """Text as HTML; no line breaks before a percent sign."""
-    return html.escape(value).replace(" %", "&nbsp;%")
-
-
-def picture(content: bytes, kind: str) -> str:
-    """An image element that holds its picture; a figure's letters are as large as the page's
-    captions, however narrow the page is."""
-    coded = base64.b64encode(content).decode()
-    # Of a PNG file: the width in pixels, 150 to an inch.
-    width = f' width="{int.from_bytes(content[16:20]) * 2 // 3}"' if kind == "png" else ""
-    return f'<img alt=""{width} src="data:image/{kind};base64,{coded}">'
+def picture(path: Path) -> str:
+    """An image element that holds a PNG file."""
+    coded = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="" src="data:image/png;base64,{coded}">'

@@ -1,8 +1,8 @@
 """What a checkpoint's logits say, as plain numbers: the content of analysis.json."""
-from collections import defaultdict
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
@@ -12,37 +12,38 @@ from common.data.splits import Split
 from common.files import Json, write_csv
 from common.metrics import (calibration, confusion_matrix, most_confused, t_interval,
                             wilson_interval)
-from common.plots import MAX_CLASSES
 
 CLASS_COLUMNS = ("class", "precision", "recall", "f1", "support")
 
 
 def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Json:
     """Accuracy, confusions and calibration of logits (N, K); fractions, nats and images."""
-    preds = logits.argmax(1)
+    logits, labels = logits.double().cpu(), labels.cpu()
+    confidence, preds = logits.softmax(1).max(1)
     hits = preds == labels
-    right = int(hits.sum())
+    right, n = int(hits.sum()), len(hits)
     confusion = confusion_matrix(preds, labels, len(classes))
     rows = class_rows(confusion, classes)
-    recalls = [row["recall"] for row in rows if row["support"]]
+    bins = max(5, min(15, n // 40))  # of 40 images on average, but for few or many
     return {
-        "images": len(labels),
-        "errors": len(labels) - right,
-        "top1": right / len(labels),
-        "interval_95": wilson_interval(right, len(labels)),
-        "balanced_top1": sum(recalls) / len(recalls),
-        "nll": F.cross_entropy(logits.double(), labels).item(),
+        "images": n,
+        "errors": n - right,
+        "top1": right / n,
+        "interval_95": wilson_interval(right, n),
+        "balanced_top1": fmean(row["recall"] for row in rows if row["support"]),
+        "nll": F.cross_entropy(logits, labels).item(),
         "per_class": rows,
         "confusion": confusion.tolist(),
-        "most_confused": [
-            {"true": classes[a], "predicted": classes[b], "images": images}
-            for a, b, images in most_confused(confusion)
-        ],
         "most_confused_pairs": [
             {"classes": [classes[a], classes[b]], "images": images}
             for a, b, images in most_confused((confusion + confusion.T).triu())
         ],
-        "calibration": _calibration(logits, hits),
+        "calibration": {
+            **calibration(confidence, hits, bins),
+            "bins": bins,
+            "mean_confidence": confidence.mean().item(),
+            "overconfidence": interval(confidence - hits.double()),
+        },
     }
 
 
@@ -60,19 +61,6 @@ def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[Json]:
         }
         for name, (right, support, predicted) in zip(classes, counts.tolist())
     ]
-
-
-def _calibration(logits: Tensor, hits: Tensor) -> Json:
-    """The reliability table: 5 bins for a few images, up to 15 where each holds 40 on average."""
-    bins = max(5, min(15, len(hits) // 40))
-    confidence = logits.double().softmax(1).amax(1).cpu()
-    hits = hits.cpu()
-    return {
-        **calibration(confidence, hits, bins),
-        "bins": bins,
-        "mean_confidence": confidence.mean().item(),
-        "overconfidence": interval(confidence - hits.double()),
-    }
 
 
 def interval(values: Tensor) -> Json:
@@ -95,37 +83,26 @@ def predictions(logits: Tensor, split: Split, classes: Sequence[str]) -> list[Js
     ]
 
 
-def examples(rows: Sequence[Json], order: Sequence[int], confusions: Sequence[Json],
-             errors: int) -> dict[str, list[int]]:
+def examples(rows: Sequence[Json], order: Sequence[int], errors: int) -> dict[str, list[int]]:
     """Positions of the images to show, by figure.
 
     Args:
         rows: `predictions`; order: all positions, shuffled.
-        confusions: the frequent ones, of which the surest error is shown.
         errors: so many errors with the highest loss.
     """
-    kind = itemgetter("true", "predicted")
-    kinds = defaultdict(list)  # (true, predicted) -> positions
-    for i in order:
-        kinds[kind(rows[i])].append(i)
-    by_loss = sorted(order, key=lambda i: -rows[i]["loss"])
-    names = sorted({row["true"] for row in rows})[:MAX_CLASSES]
+    wrong = [i for i in order if rows[i]["true"] != rows[i]["predicted"]]
+    right = [i for i in order if rows[i]["true"] == rows[i]["predicted"]]
+    planes = [i for i in wrong if (rows[i]["true"], rows[i]["predicted"]) == ("airplane", "ship")]
     return {
-        "errors": [i for i in by_loss if rows[i]["true"] != rows[i]["predicted"]][:errors],
-        "heat_right": [i for name in names for i in kinds[name, name][:3]],
-        "heat_wrong": [
-            max(kinds[kind(one)], key=lambda i: rows[i]["confidence"]) for one in confusions
-        ],
-        "heat_planes": kinds["airplane", "ship"],
-        "heat_methods": [i for name in names for i in kinds[name, name][3:4]][:12],
+        "errors": sorted(wrong, key=lambda i: -rows[i]["loss"])[:errors],
+        "heat_right": right[:30],
+        "heat_planes": planes,
     }
 
 
-def best_and_worst(rows: Sequence[Json]) -> list[Json]:
-    """Classes with images, the highest recall first; of more than 40 the 20 best and 20 worst."""
-    seen = [row for row in rows if row["support"]]
-    seen.sort(key=lambda row: -row["recall"])
-    return seen[:MAX_CLASSES] + seen[MAX_CLASSES:][-MAX_CLASSES:]
+def by_recall(rows: Sequence[Json]) -> list[Json]:
+    """The classes that have images, the one found best first."""
+    return sorted((row for row in rows if row["support"]), key=lambda row: -row["recall"])
 
 
 def write_tables(folder: Path, result: Json, rows: Sequence[Json]) -> None:
