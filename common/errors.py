@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-# The words of the system, of torch on either device, of CUDA's libraries, of OpenCV and of C++.
-NO_MEMORY = re.compile("allocate memory|out of memory|not enough memory|tried to allocate|"
-                       "alloc_failed|insufficient memory|bad_alloc", re.IGNORECASE)
+# The words of Python, the system, torch on either device, CUDA's libraries, OpenCV and C++.
+NO_MEMORY = re.compile("MemoryError|allocate memory|out of memory|not enough memory|tried to "
+                       "allocate|alloc_failed|insufficient memory|bad_alloc", re.IGNORECASE)
 
 
 class InputError(Exception):
@@ -55,7 +55,7 @@ def reason(error: Exception) -> str:
 
 def out_of_memory(error: Exception) -> bool:
     """Whether an exception is a want of memory, whoever raised it."""
-    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
+    return bool(NO_MEMORY.search(repr(error)))
 
 
 class _Signals:

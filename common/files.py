@@ -110,7 +110,7 @@ def check_named_digest(path: Path) -> None:
 
 @contextmanager
 def downloading(what: str, ways: str) -> Iterator[None]:
-    """From here on a connection may be silent for 8 seconds; a download that fails is one line.
+    """Inside the block a connection may be silent for 8 seconds; a download that fails is one line.
 
     Args:
         what: subject of that line, ways: the other ways to get it.
@@ -120,6 +120,8 @@ def downloading(what: str, ways: str) -> Iterator[None]:
         yield
     except Exception as error:  # of sockets, HTTP, archives and digests
         raise InputError(f"{what} cannot be downloaded ({reason(error)}): {ways}") from None
+    finally:
+        socket.setdefaulttimeout(None)
 
 
 def write_checkpoint(path: Path, value: Json) -> None:
