@@ -381,7 +381,7 @@ def test_a_card_that_contradicts_itself_is_one_line(
     ("--ckpt {cifar} --data-dir {few}", "but the data has airplane, bird: give data"),
     ("--ckpt {drawn} --cam gradcam --layer blocks.9", "choose from blocks.0.0, blocks.0.1"),
     ("--ckpt {drawn} --layer blocks.1", "--layer is one of Grad-CAM"),
-    ("--limit 0", "whole number of at least 1"),
+    ("--limit 0", "whole number from 1 to"),
     ("--split train", "invalid choice"),
     ("--images a.png --limit 5", "--limit has no effect on your own pictures"),
 ])
