@@ -7,14 +7,15 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.config import Runtime, difference
 from common.data.sources import CLASSES
 from common.files import Json, read_json, write_csv, write_json, write_text
 from common.metrics import t_interval
-from common.study import figures
-from common.study.arms import failure_mark
+from common.plots import VAL, new_figure
 from common.study.cost import measure
-from common.study.results import Run, markdown, read_run, weights
+from common.study.results import Run, markdown, read_run
 from common.training.run import load_model
 from common.training.runtime import amp_dtype, pick_device
 from common.words import number
@@ -46,25 +47,28 @@ COLUMNS = {
     "batch_n": "N",
     "parameters": "parameters",
 }
-WHOLE = ("n", "train_memory_mb", "inference_memory_mb", "batch_n", "parameters")
+# Decimals of those that are no shares.
+DECIMALS = {"n": 0, "train_memory_mb": 0, "inference_memory_mb": 0, "latency_ms_1": 2,
+            "latency_ms_n": 2, "batch_n": 0, "parameters": 0}
 ABOUT = (
     "{source}; the control starts from {weights}; {recipe[head_epochs]} + {recipe[epochs]} epochs; "
-    "{versions[hardware]}, torch {versions[torch]}, commit {commit}.\n\n"
+    "{versions[hardware]}, torch {versions[torch]}.\n\n"
 )
 METHOD = (
     "Δ is paired by seed; intervals are Student-t, 95 %, over seeds; p is McNemar's exact test on "
     "the test images. Latency is the median after a warm-up, device idle before and after; memory "
     "is the peak of one training step and of one forward pass at the recipe's batch size, measured "
-    "apart from the runs.\n"
+    "apart from the runs.\n\n"
 )
 CLAIMS = (
     "The first study's Δ is *confirmed* where the whole interval has its sign, or lies within a "
     "point of none where it saw none, *refuted* where the interval leaves it out, else *open*: one "
-    "seed tells of a pair of networks, not of the recipe.\n"
+    "seed tells of a pair of networks, not of the recipe.\n\n"
 )
+CHART = "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
 
 
-def measure_cost(folder: Path, runtime: Runtime, quick: bool) -> None:
+def measure_cost(folder: Path, runtime: Runtime) -> None:
     """Write cost.json beside a finished run, unless it is there: memory and latency of its
     network."""
     target = folder / "cost.json"
@@ -74,8 +78,8 @@ def measure_cost(folder: Path, runtime: Runtime, quick: bool) -> None:
     model, card = load_model(folder / "best.pt", device)
     size = card["image_size"] * card["resize"]
     amp = amp_dtype(runtime, device, card["arch"]["name"])
-    costs = measure(model, (3, size, size), card["recipe"]["batch_size"], device, amp, quick)
-    write_json(target, costs)
+    write_json(target, measure(model, (3, size, size), card["recipe"]["batch_size"], device, amp,
+                               quick=runtime.smoke))
 
 
 def mcnemar_exact(b: int, c: int) -> float:
@@ -105,13 +109,6 @@ def verdict(low: float | None, high: float | None, claimed: float) -> str:
     return "open" if low <= claimed <= high else "refuted"
 
 
-def is_cifar10(result: Json) -> bool:
-    """Whether a run was of CIFAR-10; results that do not say so are told by source and classes."""
-    # Results older than the list of names had ten classes only of CIFAR-10.
-    named = tuple(result.get("class_names", CLASSES)) == CLASSES
-    return result.get("is_cifar10", named and result["source"] != "synthetic")
-
-
 def collect(study: Path, arms: Mapping[str, Json], seeds: Sequence[int], control: str) -> Json:
     """The table of all finished runs `<study>/<arm>-seed<seed>`, ready for JSON; accuracies
     are fractions. What stands in it of recipe, data and machine is the first control's own.
@@ -125,60 +122,58 @@ def collect(study: Path, arms: Mapping[str, Json], seeds: Sequence[int], control
     runs, gaps = {arm: {} for arm in arms}, {}
     for arm, seed in product(arms, seeds):
         folder = study / f"{arm}-seed{seed}"
-        if failure_mark(folder).is_file():
-            gaps[folder.name] = f"FAILED: {failure_mark(folder).read_text().strip()}"
+        mark = Path(f"{folder}.FAILED")
+        if mark.is_file():
+            gaps[folder.name] = f"FAILED: {mark.read_text().strip()}"
         elif (folder / "result.json").is_file():
             runs[arm][seed] = read_run(folder)
         else:
-            gaps[folder.name] = "not finished" if folder.is_dir() else "missing"
+            gaps[folder.name] = "not finished"
     found = [(arm, run) for arm in arms for run in runs[arm].values()]
     if not found:
         return {"rows": [], "gaps": gaps}
-    rows = [_row(arm, control, runs) for arm in arms if runs[arm]]
-    # The first study trained on all of CIFAR-10.
-    if all(is_cifar10(run.result) and not run.recipe["train_limit"] for _, run in found):
+    first = found[0][1]
+    unlike = {}
+    for arm, run in found if runs[control] else ():
+        if odd := difference(_facts(first) | arms[arm], _facts(run)):
+            unlike[run.folder.name] = (f"differs from {first.folder.name} in more than its arm "
+                                       f"({', '.join(odd)})")
+    rows = [_row(arm, runs[arm], runs[control]) for arm in arms if runs[arm]]
+    if all(_of_the_first_study(run) for _, run in found):
         for row in rows:
             row["report_top1"] = REPORT_TOP1[row["arm"]]
             row["report_delta"] = row["report_top1"] - REPORT_TOP1[control]
-    first = found[0][1]
     return {
         "source": first.result["source"],
-        "class_names": first.result.get("class_names", CLASSES),
-        "weights": first.result.get("weights") or weights(first.recipe),
+        "class_names": first.result.get("class_names"),
+        "weights": first.result.get("weights"),
         "versions": first.result["versions"],
         "control": control,
         "recipe": first.recipe,
         "seeds": seeds,
         "rows": rows,
-        "unlike": _unlike(found, arms),
+        "unlike": unlike,
         "gaps": gaps,
     }
 
 
-def _unlike(found: Sequence[tuple[str, Run]], arms: Mapping[str, Json]) -> dict[str, str]:
-    """Run → how it differs from the first one in more than its arm and its seed."""
-    (first_arm, first), *others = found
-    unlike = {}
-    for arm, run in others:
-        own = arms[first_arm] | arms[arm]
-        odd = difference(_facts(first) | own, _facts(run) | own)
-        if odd:
-            unlike[run.folder.name] = (f"differs from {first.folder.name} in more than its arm "
-                                       f"({', '.join(odd)})")
-    return unlike
-
-
 def _facts(run: Run) -> Json:
-    """What must be equal in all runs of one table."""
+    """What must be equal in all runs of one table, but for what an arm changes."""
     data = run.result.get("identity", run.result["source"])
     return run.recipe | {"seed": None, "data": data, "machine": run.machine}
 
 
-def _row(arm: str, control: str, results: Mapping[str, dict[int, Run]]) -> Json:
-    """One arm's line of the table."""
-    runs, base = results[arm], results[control]
+def _of_the_first_study(run: Run) -> bool:
+    """Whether a run was of its images: all of CIFAR-10."""
+    # Older results do not say so: theirs are told by the names of their classes.
+    named = run.result.get("class_names") == [*CLASSES]
+    return run.result.get("is_cifar10", named) and not run.recipe["train_limit"]
+
+
+def _row(arm: str, runs: Mapping[int, Run], base: Mapping[int, Run]) -> Json:
+    """One arm's line of the table, from its runs and the control's by seed."""
     top1 = {seed: run.result["test_top1"] for seed, run in runs.items()}
-    pairs = [seed for seed in runs if seed in base and arm != control]
+    pairs = [seed for seed in runs if seed in base and runs is not base]
     deltas = [top1[seed] - base[seed].result["test_top1"] for seed in pairs]
     first = runs[min(runs)]
     cost = first.folder / "cost.json"
@@ -205,8 +200,8 @@ def _only_right(*runs: Run) -> list[int] | None:
         if not path.is_file():
             return None
         with path.open(encoding="utf-8", newline="") as file:
-            lines = csv.DictReader(file)
-            right.append({line["name"] for line in lines if line["prediction"] == line["label"]})
+            lines = csv.reader(file)
+            right.append({name for name, label, prediction in lines if label == prediction})
     first, second = right
     return [len(first - second), len(second - first)]
 
@@ -215,15 +210,14 @@ def conclusions(table: Json) -> list[str]:
     """What the numbers of this table say, and no more; an effect needs an interval that
     leaves out 0."""
     words = []
-    effects = [row for row in table["rows"] if row["delta"] is not None]
-    for row in sorted(effects, key=itemgetter("delta")):
+    for row in table["rows"]:
+        if row["delta"] is None:
+            continue
         said = f"{row['arm'].removeprefix('EfficientNetB2_')}: {_effect(row)}."
         if row["report_delta"] is not None:
             outcome = verdict(row["delta_low"], row["delta_high"], row["report_delta"])
             said += f" First study {_cell('report_delta', row['report_delta'])}: {outcome}."
         words.append(said)
-    if effects and not learned(table):
-        words.append("No arm does much better than guessing: the runs are too short to compare.")
     return [*words, *map(": ".join, (table["unlike"] | table["gaps"]).items())]
 
 
@@ -233,7 +227,7 @@ def _effect(row: Json) -> str:
     points = f"{_cell('delta', row['delta'])} points"
     if low is not None:
         ends = f"{_cell('delta_low', low)} to {_cell('delta_high', high)}"
-        shown = "no measurable effect" if low <= 0 <= high else "lower" if high < 0 else "higher"
+        shown = "no measurable effect" if low <= 0 <= high else "a measurable effect"
         return f"{points} (95 % interval {ends}, n = {row['pairs']}), {shown}"
     if pair is None:
         return f"{points}, one seed: no effect is claimed"
@@ -243,59 +237,57 @@ def _effect(row: Json) -> str:
     return f"{points}, one seed: this pair of networks differs {shown} ({odds})"
 
 
-def learned(table: Json) -> bool:
-    """Whether some arm is right at least half as often again as guessing is: below that a
-    chart shows noise."""
-    return any(len(table["class_names"]) * row["top1"] > 1.5 for row in table["rows"])
-
-
-def grid(table: Json) -> list[tuple[str, ...]]:
-    """Header and rows as text cells, without the columns that no arm fills."""
-    columns = []
-    for key, head in COLUMNS.items():
-        cells = [_cell(key, row.get(key)) for row in table["rows"]]
-        if set(cells) != {"–"}:
-            columns.append([head, *cells])
-    return list(zip(*columns))
-
-
 def _cell(key: str, value: Any) -> str:
     """What the table shows of a column's value: shares in percent, a dash for None."""
     if value is None or key == "arm":
         return value or "–"
-    if key in WHOLE:
-        return number(value, 0)
-    if key.startswith("latency"):
-        return number(value)
+    if key in DECIMALS:
+        return number(value, DECIMALS[key])
     return number(value * 100, sign="+" if "delta" in key else "")
 
 
 def page(table: Json) -> str:
-    """The table, how it was measured, and its conclusions, as Markdown that a terminal
-    shows as well."""
+    """The table, without the columns that no arm fills, how it was measured, and its conclusions,
+    as Markdown that a terminal shows as well."""
+    columns = []
+    for key, head in COLUMNS.items():
+        cells = [_cell(key, row[key]) for row in table["rows"]]
+        if {*cells} != {"–"}:
+            columns.append([head, *cells])
     said = "".join(f"- {sentence}\n" for sentence in conclusions(table))
-    claims = CLAIMS if any(row["report_delta"] is not None for row in table["rows"]) else ""
-    about = ABOUT.format(**table, commit=table["versions"].get("git_commit") or "unknown")
-    return f"{about}{markdown(grid(table))}\n{METHOD}{claims}\n{said}"
+    claims = CLAIMS if table["rows"][0]["report_delta"] is not None else ""
+    return f"{ABOUT.format(**table)}{markdown([*zip(*columns)])}\n{METHOD}{claims}{said}"
 
 
 def write(table: Json, study: Path) -> None:
-    """ablation.json, .csv and .md in the study's folder, and .png where an arm has learned
-    something."""
+    """ablation.json, .csv, .md and .png in the study's folder."""
     write_json(study / "ablation.json", {**table, "conclusions": conclusions(table)})
     write_csv(study / "ablation.csv", [*COLUMNS], map(itemgetter(*COLUMNS), table["rows"]))
-    text = page(table)
-    if learned(table):
-        text += "\n![Test accuracy of each arm and its difference to the control](ablation.png)\n"
-        title = f"What each arm costs: ablation {study.name} ({table['source']})"
-        figures.ablation(table["rows"], study / "ablation.png", title)
-    write_text(study / "ablation.md", text)
+    chart(table["rows"], study / "ablation.png",
+          f"What each arm costs: ablation {study.name} ({table['source']})")
+    write_text(study / "ablation.md", page(table) + CHART)
 
 
-def best_checkpoint(study: Path) -> Path | None:
-    """best.pt of the run with the highest val top-1, of those that have one; test plays no part
-    in the choice."""
-    runs = [path for path in sorted(study.glob("*-seed*/best.pt"))
-            if path.with_name("result.json").is_file()]
-    return max(runs, default=None,
-               key=lambda path: read_run(path.parent).result["val_top1"])
+def chart(rows: Sequence[Json], path: Path, title: str) -> None:
+    """Save two panels of bars: test accuracy of each arm, and its difference to the control.
+
+    Args:
+        rows: with arm, top1, low, high, delta, delta_low, delta_high; fractions or None.
+    """
+    panels = {
+        "test top-1 (%)": ("top1", "low", "high"),
+        "difference to the control (points)": ("delta", "delta_low", "delta_high"),
+    }
+    names = [row["arm"].removeprefix("EfficientNetB2_") for row in rows]
+    note = "Whiskers: 95 % Student-t intervals over seeds; a single seed has none."
+    with new_figure(path, title, (9, 0.9 + 0.45 * len(rows)), note) as figure:
+        for axes, (label, keys) in zip(figure.subplots(1, 2, sharey=True), panels.items()):
+            # None, of what is unknown, becomes nan.
+            value, low, high = 100 * np.array([[row[key] for row in rows] for key in keys], float)
+            reach = np.nan_to_num([value - low, high - value])
+            bars = axes.barh(names, value, 0.6, color=VAL, xerr=reach)
+            axes.bar_label(bars, fmt=number, padding=4)
+            axes.axvline(0, color="black", lw=0.8)
+            axes.set(xlabel=label, xmargin=0.2)
+            axes.grid(False, axis="y")
+        axes.invert_yaxis()

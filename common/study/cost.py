@@ -1,7 +1,6 @@
 """What a network costs: memory and latency, whatever ran before in the process.
 
-`measure` works on eager copies of the model. The model, its mode and the random state stay
-as they were.
+`measure` works on eager copies of the model, which stays as it was.
 
 Memory is the peak of images, weights, activations, gradients and optimiser state in a
 training step (the second, which finds the state made), or of images, weights and activations in one
@@ -12,7 +11,7 @@ then the cache is emptied. A CPU's resident set keeps pages of earlier work, so 
 of live tensors are counted at each operation: the same every time, without a kernel's scratch
 space, and with no `reserved`.
 
-Latency is one forward pass in inference mode, from idle device to idle device, after a
+Latency is one forward pass in inference mode, from idle device to idle device, after ten as a
 warm-up.
 """
 import copy
@@ -37,6 +36,7 @@ MEMORY_METHOD = {
     "cpu": "live tensor bytes counted at each operation, without kernel scratch space",
     "cuda": "allocator peak above what was held before, cache emptied and workspaces made first",
 }
+WARM_UP, SAMPLES = 10, 100  # forward passes, of one latency
 
 
 class LiveBytes(TorchDispatchMode):
@@ -109,22 +109,16 @@ def timed(work: Callable[[], Any], repeats: int = 1) -> float:
     return (time.perf_counter() - started) / repeats
 
 
-def latency(name: str, forward: Callable[[], Any], samples: int, seconds: float) -> Json:
+def latency(name: str, forward: Callable[[], Any], seconds: float) -> Json:
     """Milliseconds of `forward()`: the median as `latency_ms_<name>`, and its 90th and 99th
-    percentile.
-
-    Args:
-        samples: to take after a warm-up of a tenth as many.
-        seconds: limit of the sampling, after which three samples suffice.
-    """
-    taken = []
-    warm_up = samples // 10 + 1
+    percentile, after a warm-up; in so many seconds, or of three samples at least."""
+    for _ in range(WARM_UP):
+        forward()
+    samples = []
     end = time.perf_counter() + seconds
-    for done in range(warm_up + samples):
-        if done >= warm_up + 3 and time.perf_counter() > end:
-            break
-        taken.append(1e3 * timed(forward))
-    values = np.percentile(taken[warm_up:], (50, 90, 99)).tolist()
+    while len(samples) < 3 or len(samples) < SAMPLES and time.perf_counter() < end:
+        samples.append(1e3 * timed(forward))
+    values = np.percentile(samples, (50, 90, 99)).tolist()
     return dict(zip((f"latency_ms_{name}{rank}" for rank in ("", "_p90", "_p99")), values))
 
 
@@ -137,33 +131,34 @@ def measure(model: Module, input_size: Sequence[int], batch_size: int, device: t
         input_size: (3, H, W) of one image.
         batch_size: of the memory and of the second latency; the first is of one image.
         amp: dtype of autocast; None stays in float32.
-        quick: four images a batch at most, three samples, a tenth of a second: for a smoke run.
+        quick: four images a batch at most, for a tenth of a second: for a smoke run.
     """
+    seconds = 3.0
     if quick:
-        batch_size = min(batch_size, 4)
-    samples, seconds = (3, 0.1) if quick else (100, 3.0)
+        batch_size, seconds = min(batch_size, 4), 0.1
     # Both are decorators, too: every call of the network happens inside of them.
     forward = torch.autocast(device.type, amp, enabled=amp is not None)(Module.__call__)
     infer = torch.inference_mode()(forward)
 
-    def prepare(n: int, training: bool) -> tuple[Module, Tensor]:
+    def prepare(n: int) -> tuple[Module, Tensor]:
         twin = copy.deepcopy(model).to(device, memory_format=torch.channels_last)
         images = torch.rand(n, *input_size).to(device, memory_format=torch.channels_last)
-        return twin.requires_grad_().train(training), images
+        return twin.eval(), images
 
     def train(twin: Module, images: Tensor) -> None:
-        optimizer = torch.optim.AdamW(twin.parameters())
+        optimizer = torch.optim.AdamW(twin.train().parameters())
         labels = torch.zeros(len(images), dtype=torch.long, device=device)
         for _ in range(2):  # the first makes the optimiser's state, a part of every later peak
             optimizer.zero_grad()
             F.cross_entropy(forward(twin, images).float(), labels).backward()
             optimizer.step()
 
-    costs = {"batch_n": batch_size, "memory_method": MEMORY_METHOD[device.type]}
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        costs |= peak_memory("train", partial(prepare, batch_size, True), train, device)
-        costs |= peak_memory("inference", partial(prepare, batch_size, False), infer, device)
-        for name, n in (("1", 1), ("n", batch_size)):
-            work = partial(infer, *prepare(n, False))
-            costs |= latency(name, work, samples, seconds)
-    return costs
+    some = partial(prepare, batch_size)
+    return {
+        "batch_n": batch_size,
+        "memory_method": MEMORY_METHOD[device.type],
+        **peak_memory("train", some, train, device),
+        **peak_memory("inference", some, infer, device),
+        **latency("1", partial(infer, *prepare(1)), seconds),
+        **latency("n", partial(infer, *some()), seconds),
+    }

@@ -16,9 +16,7 @@ from common.data.sources import CLASSES
 from common.errors import InputError, RunError
 from common.files import write_csv
 from common.models import weights
-from common.study.arms import share
-from common.study.ablation import (best_checkpoint, collect, conclusions, mcnemar_exact, page,
-                                   verdict, write)
+from common.study.ablation import collect, conclusions, mcnemar_exact, page, verdict, write
 from common.training import loop
 from conftest import ROOT
 
@@ -43,13 +41,6 @@ def test_the_control_is_the_pretrained_recipe_at_64_px():
     assert ablation.ARMS[ablation.CONTROL] == {} and len(ablation.ARMS) == 5
     assert CONTROL.pretrained and CONTROL.resize == 2
     assert (CONTROL.label_smoothing, CONTROL.random_erasing) == (0.1, 0.2)
-
-
-def test_shards_share_all_jobs_and_none_twice():
-    jobs = [(arm, seed) for seed in range(3) for arm in ablation.ARMS]
-    parts = [share(jobs, f"{i}/4") for i in range(1, 5)]
-    assert sorted(sum(parts, [])) == sorted(jobs)
-    assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def write_result(study: Path, arm: str, seed: int, top1: float, val: float = 0.5, wrong=None,
@@ -88,8 +79,8 @@ def test_table_statistics_by_hand(tmp_path):
     assert without["delta"] == pytest.approx(-0.10)  # paired: -0.10, -0.09, -0.11
     assert without["delta_high"] == pytest.approx(-0.10 + half, abs=1e-6)
     first, second = conclusions(table)
-    assert first == ("NoPretrain: −10.00 points (95 % interval −12.48 to −7.52, n = 3), lower. "
-                     "First study −10.07: confirmed.")
+    assert first == ("NoPretrain: −10.00 points (95 % interval −12.48 to −7.52, n = 3), "
+                     "a measurable effect. First study −10.07: confirmed.")
     assert second.startswith("NoLS: +0.03 points (95 % interval −0.2")
     assert second.endswith("n = 3), no measurable effect. First study +0.00: confirmed.")
     write(table, tmp_path)
@@ -105,7 +96,7 @@ def test_table_statistics_by_hand(tmp_path):
 
 @pytest.mark.parametrize("recipe, more, beside", [
     ({}, {}, True), ({}, {"source": "x", "class_names": [], "is_cifar10": True}, True),
-    ({"train_limit": 4500}, {}, False), ({}, {"source": "synthetic"}, False),
+    ({"train_limit": 4500}, {}, False),
     ({}, {"is_cifar10": False}, False), ({}, {"class_names": ["ant", "bee"]}, False)])
 def test_the_first_study_stands_beside_all_of_cifar10_alone(tmp_path, recipe, more, beside):
     for arm, value in zip(ARMS, (0.94, 0.80, 0.94)):
@@ -115,6 +106,13 @@ def test_the_first_study_stands_beside_all_of_cifar10_alone(tmp_path, recipe, mo
         assert (words in text) == beside
 
 
+def test_mcnemar_exact_by_hand():
+    assert mcnemar_exact(0, 0) == mcnemar_exact(5, 5) == 1.0
+    assert mcnemar_exact(0, 5) == mcnemar_exact(5, 0) == pytest.approx(2 / 32)
+    assert mcnemar_exact(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert mcnemar_exact(400, 500) == pytest.approx(0.00095, abs=5e-5)
+
+
 @pytest.mark.parametrize("low, high, claimed, said", [
     (-0.12, -0.08, -0.10, "confirmed"), (-0.20, -0.15, -0.10, "confirmed"),
     (-0.02, 0.01, -0.01, "open"), (-0.001, 0.002, -0.01, "refuted"), (0.01, 0.02, -0.01, "refuted"),
@@ -122,13 +120,6 @@ def test_the_first_study_stands_beside_all_of_cifar10_alone(tmp_path, recipe, mo
     (None, None, -0.1, "open")])
 def test_what_an_interval_makes_of_a_claim(low, high, claimed, said):
     assert verdict(low, high, claimed) == said
-
-
-def test_mcnemar_exact_by_hand():
-    assert mcnemar_exact(0, 0) == mcnemar_exact(5, 5) == 1.0
-    assert mcnemar_exact(0, 5) == mcnemar_exact(5, 0) == pytest.approx(2 / 32)
-    assert mcnemar_exact(1, 9) == pytest.approx(2 * (1 + 10) / 2**10)
-    assert mcnemar_exact(400, 500) == pytest.approx(0.00095, abs=5e-5)
 
 
 def test_one_seed_tells_a_pair_of_networks_from_a_recipe(tmp_path):
@@ -151,7 +142,7 @@ def test_an_interval_counts_the_seeds_that_both_have(tmp_path):
         write_result(tmp_path, ARMS[0], seed, 0.9 + 0.012 * seed)
     table = table_of(tmp_path, (0, 1, 2))
     assert ", n = 2), " in conclusions(table)[0] and table["rows"][1]["n"] == 3
-    assert "torch 2.9, commit unknown." in page(table)
+    assert "h, torch 2.9." in page(table)
 
 
 def test_one_seed_without_predictions_claims_nothing(tmp_path):
@@ -162,22 +153,11 @@ def test_one_seed_without_predictions_claims_nothing(tmp_path):
     assert all("one seed: no effect is claimed" in words for words in conclusions(table))
 
 
-def test_arms_near_guessing_get_no_chart(tmp_path):
-    for arm, value in zip(ARMS, (0.10, 0.13, 0.11)):
-        write_result(tmp_path, arm, 0, value)
-    table = table_of(tmp_path)
-    write(table, tmp_path)
-    assert not (tmp_path / "ablation.png").exists()
-    assert "No arm does much better than guessing" in conclusions(table)[-1]
-
-
 def test_missing_and_failed_runs_are_named(tmp_path):
     write_result(tmp_path, ARMS[0], 0, 0.9)
     (tmp_path / f"{ARMS[1]}-seed0.FAILED").write_text("RunError: the loss is not finite\n")
-    (tmp_path / f"{ARMS[2]}-seed1").mkdir()
     table = table_of(tmp_path, (0, 1))
-    assert f"{ARMS[2]}-seed0: missing" in conclusions(table)
-    assert f"{ARMS[2]}-seed1: not finished" in conclusions(table)
+    assert f"{ARMS[2]}-seed0: not finished" in conclusions(table)
     assert f"{ARMS[1]}-seed0: FAILED: RunError: the loss is not finite" in conclusions(table)
 
 
@@ -186,30 +166,17 @@ def test_runs_of_other_settings_in_one_table_are_named(tmp_path):
     write_result(tmp_path, ARMS[1], 0, 0.80, identity="i")
     write_result(tmp_path, ARMS[2], 0, 0.94, recipe={"epochs": 7}, identity="j")
     write_result(tmp_path, ARMS[0], 1, 0.93, recipe={"lr": 0.5}, identity="i")
+    write_result(tmp_path, ARMS[2], 1, 0.94, recipe={"label_smoothing": 0.2}, identity="i")
     table = table_of(tmp_path, (0, 1))
     said = conclusions(table)
     words = f"differs from {ARMS[0]}-seed0 in more than its arm"
     assert f"{ARMS[2]}-seed0: {words} (data: i -> j, epochs: 30 -> 7)" in said
     assert f"{ARMS[0]}-seed1: {words} (lr: 0.002 -> 0.5)" in said
-    assert [*table["unlike"]] == [f"{ARMS[0]}-seed1", f"{ARMS[2]}-seed0"]
-
-
-def test_without_the_control_the_other_arms_are_compared_with_each_other(tmp_path):
-    write_result(tmp_path, ARMS[1], 0, 0.80)
-    write_result(tmp_path, ARMS[2], 0, 0.94)
-    assert table_of(tmp_path)["unlike"] == {}
-    write_result(tmp_path, ARMS[2], 1, 0.94, recipe={"lr": 0.5})
-    assert [*table_of(tmp_path, (0, 1))["unlike"]] == [f"{ARMS[2]}-seed1"]
-
-
-def test_best_checkpoint_is_chosen_on_val_alone(tmp_path):
-    assert best_checkpoint(tmp_path) is None
-    for arm, test, val in zip(ARMS, (0.99, 0.10, 0.5), (0.6, 0.7, 0.8)):
-        write_result(tmp_path, arm, 0, test, val=val)
-    assert best_checkpoint(tmp_path) is None  # published runs have none
-    for arm in ARMS[:2]:
-        (tmp_path / f"{arm}-seed0" / "best.pt").touch()
-    assert best_checkpoint(tmp_path) == tmp_path / f"{ARMS[1]}-seed0" / "best.pt"
+    assert f"{ARMS[2]}-seed1: {words} (label_smoothing: 0.0 -> 0.2)" in said
+    assert [*table["unlike"]] == [f"{ARMS[0]}-seed1", f"{ARMS[2]}-seed0", f"{ARMS[2]}-seed1"]
+    (tmp_path / f"{ARMS[0]}-seed0/result.json").unlink()
+    (tmp_path / f"{ARMS[0]}-seed1/result.json").unlink()
+    assert table_of(tmp_path, (0, 1))["unlike"] == {}, "no control, so nothing is compared"
 
 
 def fail(*_, **__):
@@ -221,26 +188,17 @@ def test_a_failing_arm_is_marked_and_a_rerun_clears_it(tmp_path, monkeypatch):
     study.mkdir(parents=True)
     mark = study / f"{ARMS[1]}-seed0.FAILED"
     monkeypatch.setattr(train_effnet, "train", fail)
-    ablation.run_job((ARMS[1], 0), CONTROL, Runtime(), study)
+    ablation.run_job(ARMS[1], 0, CONTROL, Runtime(), study)
     assert "not finite" in mark.read_text()
     seen = []
-    monkeypatch.setattr(train_effnet, "train", lambda recipe, own, **_: seen.append((recipe, own)))
+    monkeypatch.setattr(train_effnet, "train", lambda *job, **more: seen.append((*job, more)))
     monkeypatch.setattr("common.study.ablation.measure_cost", lambda *_, **__: None)
-    ablation.run_job((ARMS[1], 0), CONTROL, Runtime(), study)
+    ablation.run_job(ARMS[1], 0, CONTROL, Runtime(), study)
     assert not mark.exists()
-    recipe, own = seen[0]
+    recipe, own, more = seen[0]
+    assert more == {"script": "ablation/s", "copy_best": False}, "./best.pt is the control's"
     assert recipe == replace(CONTROL, pretrained=False, seed=0)
     assert own.run_name == f"{ARMS[1]}-seed0" and not own.resume
-
-
-def test_the_smoke_study_starts_from_lite2_where_it_is_installed(tmp_path, monkeypatch):
-    trained = []
-    monkeypatch.setattr(train_effnet, "train", lambda recipe, *_, **__: trained.append(recipe))
-    monkeypatch.setattr(weights, "lite2_file", lambda: Path("lite2.pth"))
-    assert ablation.weights_for_smoke(CONTROL, Runtime(), tmp_path) == "lite2" and not trained
-    monkeypatch.setattr(weights, "lite2_file", lambda: None)
-    found = ablation.weights_for_smoke(CONTROL, Runtime(), tmp_path)
-    assert found == str(tmp_path / "pretraining" / "best.pt") and not trained[0].pretrained
 
 
 @pytest.fixture
@@ -255,13 +213,23 @@ def ablate(call, monkeypatch):
 
 def test_other_settings_are_another_study(ablate, monkeypatch):
     names = set()
-    monkeypatch.setattr(ablation, "run_job", lambda job, *args: names.add(args[-1].name))
+    monkeypatch.setattr(ablation, "run_job", lambda *job: names.add(job[-1].name))
     for flags in ("", "--weights lite2", "--recipe report", "--train-limit 4500", "--lr 0.001",
                   "--data-dir photos", "--synthetic", "--smoke --weights lite2"):
-        with pytest.raises(RunError, match="no run of"):
+        with pytest.raises(RunError, match="no finished run of"):
             ablate("--all", *flags.split())
     assert len(names) == 8 and any(name.startswith("report-") for name in names)
     assert not any("seed" in name for name in names)
+
+
+@pytest.mark.parametrize("file, start", [(Path("lite2.pth"), "lite2"), (None, None)])
+def test_the_smoke_study_starts_from_lite2_where_it_is_installed(file, start, ablate, monkeypatch):
+    recipes = []
+    monkeypatch.setattr(weights, "lite2_file", lambda: file)
+    monkeypatch.setattr(ablation, "run_job", lambda *job: recipes.append(job[2]))
+    with pytest.raises(RunError, match="no finished run of"):
+        ablate("--all", "--smoke")
+    assert {(recipe.weights, recipe.pretrained) for recipe in recipes} == {(start, bool(start))}
 
 
 def test_collect_tells_of_the_runs_not_of_the_flags(tmp_path, ablate):
@@ -270,32 +238,18 @@ def test_collect_tells_of_the_runs_not_of_the_flags(tmp_path, ablate):
     own = dict(recipe={"epochs": 7, "head_epochs": 2}, weights="my own")
     for arm, top1 in zip(ARMS, (0.9, 0.8, 0.85)):
         write_result(study, arm, 0, top1, val=top1, **own)
-        (study / f"{arm}-seed0/best.pt").touch()
     code, said = ablate("--arms", *ARMS[1:], "--collect", "--name", "mine")
     assert code == 0 and "the control starts from my own; 2 + 7 epochs; h, torch 2.9" in said
     table = json.loads((study / "ablation.json").read_text())
     assert (table["recipe"]["epochs"], table["recipe"]["head_epochs"]) == (7, 2)
-    best = f"runs/ablation/mine/{ARMS[0]}-seed0/best.pt"
-    assert said.splitlines()[-1] == f"next: python {ROOT / 'analyze.py'} --ckpt {best}"
-    assert not (tmp_path / "best.pt").exists()
-
-
-def test_a_finished_study_names_the_next_command_too(tmp_path, ablate):
-    for arm, top1 in zip(ARMS[:2], (0.9, 0.8)):
-        write_result(tmp_path / "runs/ablation/s", arm, 0, top1, val=top1)
-        (tmp_path / f"runs/ablation/s/{arm}-seed0/best.pt").write_bytes(arm.encode())
-    code, said = ablate("--arms", ARMS[1], "--name", "s")
-    assert code == 0
-    assert said.splitlines()[-1] == f"next: python {ROOT / 'analyze.py'} --ckpt best.pt"
-    assert (tmp_path / "best.pt").read_bytes() == ARMS[0].encode()
 
 
 def test_the_published_table_can_be_made_anew(tmp_path, ablate):
     (published,) = (ROOT / "docs/results/ablation").glob("*/")
     made = tmp_path / "runs/ablation" / published.name
     shutil.copytree(published, made, ignore=shutil.ignore_patterns("ablation.*"))
-    code, said = ablate("--all", "--collect", "--name", published.name)
-    assert code == 0 and "next:" not in said  # no best.pt is there
+    code, _ = ablate("--all", "--collect", "--name", published.name)
+    assert code == 0
     for name in ("ablation.md", "ablation.csv"):
         assert (made / name).read_text() == (published / name).read_text()
     new, old = (json.loads((place / "ablation.json").read_text()) for place in (made, published))
@@ -305,30 +259,41 @@ def test_the_published_table_can_be_made_anew(tmp_path, ablate):
 def test_a_shard_minds_its_own_gaps_alone(tmp_path, ablate, monkeypatch):
     study = tmp_path / "runs/ablation/s"
     monkeypatch.setattr(train_effnet, "train", fail)
-    with pytest.raises(RunError, match="no run of .* is finished: EfficientNetB2_Pretrained-seed0"):
+    with pytest.raises(RunError, match="holds no finished run .*: EfficientNetB2_Pretrained-seed0"):
         ablate("--all", "--name", "s", "--shard", "1/5")
-    monkeypatch.setattr(ablation, "run_job", lambda job, *_: write_result(study, *job, 0.5))
+    monkeypatch.setattr(ablation, "run_job",
+                        lambda arm, seed, *_: write_result(study, arm, seed, 0.5))
     assert ablate("--all", "--name", "s", "--shard", "2/5")[0] == 0
     assert (study / f"{ARMS[0]}-seed0.FAILED").exists()
 
 
-def test_a_mistyped_name_is_told_what_there_is(tmp_path, ablate):
-    write_result(tmp_path / "runs/ablation/mine", ARMS[0], 0, 0.9)
-    with pytest.raises(InputError, match="^runs/ablation/mien holds no .*; there: mine$"):
+def test_shards_do_all_jobs_and_none_twice(ablate, monkeypatch):
+    done = []
+    monkeypatch.setattr(ablation, "run_job", lambda *job: done.append(job[:2]))
+    counts = []
+    for i in "1234":
+        with pytest.raises(RunError, match="holds no finished run"):
+            ablate("--all", "--seeds", "0", "1", "2", "2", "--shard", f"{i}/4")
+        counts.append(len(done) - sum(counts))
+    assert sorted(done) == sorted((arm, seed) for arm in ablation.ARMS for seed in range(3))
+    assert max(counts) - min(counts) <= 1
+
+
+def test_a_mistyped_name_is_one_line(tmp_path, ablate):
+    with pytest.raises(InputError, match="^runs/ablation/mien holds no finished run of these arms"):
         ablate("--all", "--collect", "--name", "mien")
     assert not (tmp_path / "runs/ablation/mien").exists()
 
 
 @pytest.mark.parametrize("flags, said", [
-    ((), "choose --all, or --arms"),
-    (("--all", "--arms", ARMS[2]), "choose --all, or --arms"),
+    ((), "one of the arguments --all --arms is required"),
+    (("--all", "--arms", ARMS[2]), "not allowed with argument --all"),
     (("--arms", "NoSuchArm"), "invalid choice: 'NoSuchArm'"),
-    (("--all", "--seeds", "1", "1"), "--seeds names a seed twice: name each once"),
     (("--all", "--seeds", "-1"), "-1 is not a whole number from 0 to 2147483647"),
     (("--all", "--seeds", "2147483648"), "2147483648 is not a whole number from 0 to"),
     (("--all", "--seeds", "½"), "½ is not a whole number from 0 to"),
-    (("--all", "--shard", "3/2", "--smoke"), "--shard 3/2 must be I/N"),
-    (("--all", "--shard", "0/2", "--smoke"), "--shard 0/2 must be I/N"),
+    (("--all", "--shard", "3/2", "--smoke"), "--shard: invalid shard value: '3/2'"),
+    (("--all", "--shard", "0/2", "--smoke"), "--shard: invalid shard value: '0/2'"),
     (("--all", "--smoke", "--data-dir", "x"), "--data-dir has no effect"),
 ])
 def test_bad_choices_are_refused(ablate, capsys, tmp_path, flags, said):

@@ -12,7 +12,7 @@ import train_improved
 from common.config import Runtime
 from common.data.augment import augmentation
 from common.models.build import build
-from common.study import bench, loops, rates
+from common.study import bench
 
 CPU = torch.device("cpu")
 
@@ -20,11 +20,11 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def case():
     """ImprovedCNN on a few drawn images."""
-    return loops.make_case("improved_cnn", 20, Runtime(amp="off"), CPU, per_class=50)
+    return bench.make_case("improved_cnn", 20, Runtime(amp="off"), CPU, per_class=50)
 
 
 def test_every_variant_of_a_cpu_is_measured_and_compared_with_the_plain_one(case):
-    results = rates.rates(case, compiled=False, turns=2, seconds=0.05)
+    results = bench.rates(case, compiled=False, turns=2, seconds=0.05)
     medians = {one["variant"]: one["images_per_s"] for one in results}
     assert list(medians) == ["train plain", "train ours eager", "data plain", "data ours"]
     for one in results:
@@ -36,41 +36,36 @@ def test_every_variant_of_a_cpu_is_measured_and_compared_with_the_plain_one(case
         assert about == ("improved_cnn", 20, "float32")
 
 
-@pytest.mark.parametrize("name", bench.MODELS)
+@pytest.mark.parametrize("name", bench.NETWORKS)
 def test_every_network_is_measured_with_the_augmentation_and_size_of_its_script(name):
     script = {"efficientnet_b2": replace(train_effnet.DEFAULT, resize=2),
               "se_resnet18": train_improved.RESNET}.get(name, train_improved.CNN)
-    ours = loops.short_recipe(name, 125)
+    ours = bench.make_case(name, 125, Runtime(), CPU, per_class=20).recipe
     for key in ("optimizer", "resize"):
         assert getattr(ours, key) == getattr(script, key)
     assert augmentation(ours) == augmentation(script) and build(ours.model)
 
 
 def test_a_variant_that_fails_is_named_and_leaves_the_others(case, monkeypatch, capsys):
-    def fail(_):
+    def fail(*_, **__):
         raise RuntimeError("no such kernel")
         yield
 
-    monkeypatch.setitem(rates.VARIANTS, "train ours eager", fail)
-    results = rates.rates(case, compiled=False, turns=1, seconds=0.01)
+    monkeypatch.setattr(bench, "our_train", fail)
+    results = bench.rates(case, compiled=False, turns=1, seconds=0.01)
     assert [one["variant"] for one in results] == ["train plain", "data plain", "data ours"]
     assert "train ours eager: not measured (no such kernel)" in capsys.readouterr().out
 
 
 def test_the_plain_data_side_gives_what_the_network_takes(case):
-    images, labels = next(loops.plain_data(case))
+    images, labels = next(bench.plain_data(case))
     assert images.shape == (20, 3, 32, 32) and images.dtype == torch.float32
     assert labels.shape == (20,) and 0 <= labels.min() <= labels.max() < 10
 
 
-def test_the_profile_names_the_operators_of_a_step(case):
-    found = rates.profile(case)
-    assert any("convolution_backward" in line for line in found["table"])
-    assert found["step_seconds"] > 0
-
-
 def test_the_command_writes_what_it_measured(tmp_path, call, monkeypatch):
-    monkeypatch.setattr(rates, "rates", lambda case, *_: [case.about])
+    monkeypatch.setattr(bench, "rates",
+                        lambda case, *_: [{"batch_size": case.recipe.batch_size}])
     flags = "--device cpu --amp off --models simple_cnn --batch-sizes 20 50 --json deep/bench.json"
     call("common.study.bench", *flags.split())
     written = json.loads((tmp_path / "deep/bench.json").read_text())

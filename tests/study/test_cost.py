@@ -59,16 +59,12 @@ def test_memory_is_that_of_the_model_whatever_else_is_alive() -> None:
     assert larger["train_memory_mb"] > 4 * alone["train_memory_mb"]
 
 
-def test_model_and_random_state_stay_as_they_were() -> None:
-    model = large().train()
-    model[0].requires_grad_(False)
+def test_the_model_stays_as_it_was() -> None:
+    model = large()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = torch.get_rng_state()
     memory(model)
-    assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert model.training and all(p.grad is None for p in model.parameters())
-    assert [p.requires_grad for p in model.parameters()][:3] == [False, False, True]
 
 
 def test_nothing_stays_behind() -> None:
@@ -89,15 +85,15 @@ def test_percentiles_are_of_the_samples_after_the_warm_up(monkeypatch: pytest.Mo
 
     def forward() -> None:
         calls.append(1)
-        clock[0] += 1.0 if len(calls) <= 11 else 0.001 * (len(calls) - 11)  # a slow warm-up
+        clock[0] += 1.0 if len(calls) <= 10 else 0.001 * (len(calls) - 10)  # a slow warm-up
 
-    found = cost.latency("1", forward, samples=101, seconds=60)
-    assert len(calls) == 11 + 101
-    expected = {"latency_ms_1": 51.0, "latency_ms_1_p90": 91.0, "latency_ms_1_p99": 100.0}
+    found = cost.latency("1", forward, seconds=60)
+    assert len(calls) == 10 + 100
+    expected = {"latency_ms_1": 50.5, "latency_ms_1_p90": 90.1, "latency_ms_1_p99": 99.01}
     assert found == pytest.approx(expected)
     calls.clear()
-    cost.latency("1", forward, samples=1000, seconds=0)
-    assert len(calls) == 101 + 3  # out of time: three samples after the warm-up suffice
+    cost.latency("1", forward, seconds=0)
+    assert len(calls) == 10 + 3  # out of time: three samples suffice
 
 
 def test_quick_is_small_and_the_result_is_json() -> None:

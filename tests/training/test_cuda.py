@@ -16,7 +16,6 @@ from common.config import Runtime, Stage
 from common.data.augment import Preprocess
 from common.errors import RunError
 from common.models.build import freeze_backbone
-from common.study import bench
 from common.training.graph import accelerate, captured_forward
 from common.training.loop import fit, predict, train_one_epoch
 from common.training.runtime import compile_problem
@@ -29,8 +28,6 @@ GPU = torch.device("cuda")
 PLAINLY = replace(PLAIN, model="improved_cnn", batch_size=40)
 SMALL = replace(PLAINLY, cutmix=0.5, **AUGMENTED)
 ADAMW = replace(SMALL, optimizer="adamw", lr=1e-3)
-# Parts of the names that libraries give to kernels of convolutions and matrix products, by GPU.
-KERNELS = ("gemm", "conv", "fprop", "cutlass", "nvjet", "xmma")
 
 
 def captured(recipe=SMALL, model=None, amp=None, compiles=False):
@@ -250,22 +247,14 @@ def test_deterministic_twice_is_identical_on_the_gpu(tmp_path):
         assert results[0][key] == results[1][key], key
 
 
-def test_the_bench_measures_every_variant_and_names_the_kernels_of_a_step(tmp_path):
-    script(tmp_path, "-m", "common.study.bench", "--quick", "--compile", "--parts", *bench.PARTS,
-           "--models", "simple_cnn", "--batch-sizes", "125", "--json", "bench.json")
+def test_the_bench_measures_every_variant(tmp_path):
+    script(tmp_path, "-m", "common.study.bench", "--quick", "--compile", "--models", "simple_cnn",
+           "--batch-sizes", "125", "--json", "bench.json")
     content = json.loads((tmp_path / "bench.json").read_text())
     found = {one["variant"]: one for one in content["results"]}
     assert {"train plain", "train ours eager", "train ours captured", "train ours compiled",
             "data plain", "data ours"} <= found.keys()
     assert all(one["images_per_s"] > 0 for one in found.values())
-
-    (profile,) = content["profiles"]
-    rows = [line.lower() for line in profile["table"]]
-    assert any(kernel in row for row in rows for kernel in KERNELS)
-    (total,) = [row.split()[-1] for row in rows if row.startswith("self cuda time total:")]
-    number, unit = total.rstrip("mus"), total.lstrip("0123456789.")
-    busy = float(number) * {"s": 1, "ms": 1e-3, "us": 1e-6}[unit] / profile["steps"]
-    assert 0 < busy < 1.1 * profile["step_seconds"]
 
 
 def test_out_of_memory_names_a_smaller_batch(tmp_path):
