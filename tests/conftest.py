@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # plain `pytest` does not put the repository's root on the path
 
-from common.data.splits import Splits, make_splits  # noqa: E402
+from common.data.splits import Splits, as_split, divide  # noqa: E402
 from common.data.synthetic import CLASSES, draw  # noqa: E402
 
 REAL_DATA = os.environ.get("CIFAR10_DIR")
@@ -73,7 +73,8 @@ def make_tree(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def splits() -> Splits:
     """400 train / 100 val / 100 test drawn images."""
-    return make_splits(*draw(50, seed=0), *draw(10, seed=1), CLASSES, "synthetic", val_size=100)
+    pools = {"train": as_split(*draw(50, seed=0)), "test": as_split(*draw(10, seed=1))}
+    return divide(pools, CLASSES, "synthetic", val_size=100)
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ kernels. The parameters of all operations come from one `torch.rand` call, those
 second one, which leaves the first one's numbers as they are without it.
 """
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from common.config import Recipe
-from common.data.splits import Splits
 
 DRAWS = (2, 1, 1, 3, 5)  # uniform numbers an image: crop, flip, rotation, jitter, erasing
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as in torchvision
@@ -35,7 +35,8 @@ class Preprocess:
     """How uint8 images become network input: `augment` for training, `clean` for all else.
 
     Args and fields:
-        mean, std: of each channel, in [0, 1]; as fields (3,) tensors on `device`.
+        mean, std: of each channel, in [0, 1], unless the recipe's normalisation has its own; as
+            fields (3,) tensors on `device`.
         recipe: says how many times images are enlarged, and what `augment` does.
 
     Fields:
@@ -43,8 +44,9 @@ class Preprocess:
         shift, scale: (3, 1, 1); normalised is shift + x · scale of x in [0, 1].
     """
 
-    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...], recipe: Recipe,
+    def __init__(self, mean: Sequence[float], std: Sequence[float], recipe: Recipe,
                  device: torch.device) -> None:
+        mean, std = SCALINGS.get(recipe.normalization, (mean, std))
         self.mean = torch.as_tensor(mean, device=device)
         self.std = torch.as_tensor(std, device=device)
         self.recipe, self.resize = recipe, recipe.resize
@@ -52,12 +54,6 @@ class Preprocess:
         # (x - mean) / std is shift + x * scale, one fused pass; prepared once, not in every step.
         self.shift = (-self.mean / self.std).view(3, 1, 1)
         self.scale = (1 / self.std).view(3, 1, 1)
-
-    @classmethod
-    def of(cls, recipe: Recipe, splits: Splits, device: torch.device) -> "Preprocess":
-        """That of a recipe, for these splits."""
-        mean, std = SCALINGS.get(recipe.normalization, (splits.mean, splits.std))
-        return cls(mean, std, recipe, device)
 
     def clean(self, images: Tensor) -> Tensor:
         """Network input of val and test: resized (bilinear) and normalised, nothing else.

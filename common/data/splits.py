@@ -1,8 +1,11 @@
 """Train, val and test, held whole as uint8 on one device."""
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy import ndarray
@@ -21,10 +24,10 @@ Names = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, H, W) uint8 and labels (N,) int64, all on one device.
+    """Images (N, 3, H, W) uint8 and labels (N,) int64, on one device.
 
-    `index` (N,) int64 is each image's place in its source; `names` are its files, relative to the
-    data folder, or the index where there are no files.
+    `index` (N,) int64, on the CPU, is each image's place in its source; `names` are its files,
+    relative to the data folder, or the index where there are no files.
     """
 
     images: Tensor
@@ -34,11 +37,6 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
-
-    def to(self, device: torch.device | str) -> "Split":
-        """The same split on `device`."""
-        return replace(self, images=self.images.to(device), labels=self.labels.to(device),
-                       index=self.index.to(device))
 
     def take(self, chosen: ndarray) -> "Split":
         """The images at positions `chosen` (n,), or where `chosen` (N,) is true."""
@@ -52,15 +50,16 @@ class Splits:
 
     `mean` and `std` are train's, per channel, in [0, 1]. `split_hash` tells which images are train
     and val; `identity` is a hash of the pixels, labels and class names of all three. `is_cifar10`
-    says whether they are CIFAR-10's images, or a part of them, whatever folder they came from.
+    says whether train and val are CIFAR-10's training images, or a part of them, and test is its
+    test set, whatever folder they came from.
     """
 
     train: Split
     val: Split
     test: Split
     classes: Names
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
     source: str
     split_hash: str
     identity: str
@@ -74,8 +73,9 @@ class Splits:
 
     def to(self, device: torch.device | str) -> "Splits":
         """The same splits on `device`."""
-        return replace(self, train=self.train.to(device), val=self.val.to(device),
-                       test=self.test.to(device))
+        parts = {name: replace(part, images=part.images.to(device), labels=part.labels.to(device))
+                 for name, part in vars(self).items() if isinstance(part, Split)}
+        return replace(self, **parts)
 
 
 def as_split(images: ndarray, labels: ndarray, names: Names = ()) -> Split:
@@ -83,14 +83,6 @@ def as_split(images: ndarray, labels: ndarray, names: Names = ()) -> Split:
     names = names or tuple(map(str, range(len(labels))))
     return Split(torch.from_numpy(images), torch.from_numpy(labels), torch.arange(len(labels)),
                  names)
-
-
-def make_splits(train_images: ndarray, train_labels: ndarray, test_images: ndarray,
-                test_labels: ndarray, classes: Names, source: str, **sizes: int | None) -> Splits:
-    """`divide` for arrays: images (N, 3, H, W) uint8, labels (N,) int64."""
-    pools = {"train": as_split(train_images, train_labels),
-             "test": as_split(test_images, test_labels)}
-    return divide(pools, classes, source, **sizes)
 
 
 def divide(pools: dict[str, Split], classes: Names, source: str,
@@ -119,6 +111,8 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
     if not test:
         turns = _turns(train, max(len(pool) // 5, kinds))
         test, train = train.take(turns < 0), train.take(turns >= 0)
+        notes += ("split here, class by class, the same in every run: a fifth is test, and a tenth "
+                  "val where that has no folder",)
     if not val:
         val_size = val_size or max(len(pool) // 10, kinds)
         _check_size("--val-size", val_size, kinds, len(train) - kinds)
@@ -134,30 +128,21 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
         each, more = divmod(train_limit, kinds)
         kept &= turns < each + (train.labels < more).numpy()
     train = train.take(kept)
-    if "test" not in pools:
-        parts = f"{len(test):,} test images"
-        if "val" not in pools:
-            parts += f" and {len(val):,} val images"
-        notes += (f"split here, class by class, the same in every run: {parts}",)
     notes += tuple(_warnings(train, val, test, classes))
     mean, std = channel_statistics(train.images)
-    split_hash = _split_hash(pool, train, val, classes)
-    identity = _identity((train, val, test), classes)
-    is_cifar10 = _is_cifar10(pools, classes)
+    # Which images of the pool are train and val, and what all of them look like.
+    split_hash = _digest(hashlib.sha256(), f"{len(pool)} {','.join(classes)}", train.index,
+                         val.index, pool.labels)
+    contents = [(str(tuple(split.images.shape)), split.images, split.labels)
+                for split in (train, val, test)]
+    identity = _digest(hashlib.blake2b(digest_size=8), "\n".join(classes), *chain(*contents))
+    # Known by their number and brightness, since single images may have been compressed.
+    is_cifar10 = (classes, len(pool), len(test)) == (CLASSES, 50_000, 10_000) and np.allclose(
+        channel_statistics(pool.images), CIFAR10_STATISTICS, rtol=0, atol=1e-3)
     if is_cifar10:
         source = f"CIFAR-10, {source}"
     return Splits(train, val, test, classes, mean, std, source, split_hash, identity, notes,
                   is_cifar10)
-
-
-def _is_cifar10(pools: dict[str, Split], classes: Names) -> bool:
-    """Whether these are all images of CIFAR-10, known by their number, size and brightness; single
-    images may have been compressed."""
-    held = [pool.images for part, pool in pools.items() if part != "test"]
-    sizes = sum(map(len, held)), len(pools.get("test", ())), held[0].shape[1:]
-    if classes != CLASSES or sizes != (50_000, 10_000, (3, 32, 32)):
-        return False
-    return np.allclose(channel_statistics(torch.cat(held)), CIFAR10_STATISTICS, rtol=0, atol=1e-3)
 
 
 def _warnings(train: Split, val: Split, test: Split, classes: Names) -> Iterator[str]:
@@ -171,8 +156,9 @@ def _warnings(train: Split, val: Split, test: Split, classes: Names) -> Iterator
     if sizes[small] * 10 <= sizes[large]:
         yield (f"{classes[small]} has {count(sizes[small], 'training image')}, {classes[large]} "
                f"{sizes[large]:,}: --class-weights gives both the same say")
-    seen = {hash(image.tobytes()) for split in (train, val) for image in split.images.numpy()}
-    repeats = sum(hash(image.tobytes()) in seen for image in test.images.numpy())
+    marks = [{hash(image.tobytes()) for image in split.images.numpy()}
+             for split in (train, val, test)]
+    repeats = len(marks[2] & (marks[0] | marks[1]))
     if repeats:
         yield (f"test images that are in train or val, too, pixel for pixel: {repeats:,} of "
                f"{len(test):,}; that part of the test tells nothing")
@@ -208,22 +194,11 @@ def _quota(sizes: ndarray, total: int) -> ndarray:
     return quota
 
 
-def _split_hash(pool: Split, train: Split, val: Split, classes: Names) -> str:
-    """Hash of which images of the pool are train and val, and of their labels and classes."""
-    digest = hashlib.sha256(f"{len(pool)} {','.join(classes)}".encode())
-    for values in (train.index, val.index, pool.labels):
-        digest.update(values.numpy())
+def _digest(digest: Any, *contents: str | Tensor) -> str:
+    """The first 16 digits of a hash of texts and tensors."""
+    for content in contents:
+        digest.update(content.encode() if isinstance(content, str) else content.numpy())
     return digest.hexdigest()[:16]
-
-
-def _identity(splits: tuple[Split, ...], classes: Names) -> str:
-    """Hash of all pixels, labels and class names."""
-    digest = hashlib.blake2b("\n".join(classes).encode(), digest_size=8)
-    for split in splits:
-        digest.update(f"{tuple(split.images.shape)}".encode())
-        digest.update(split.images.numpy())
-        digest.update(split.labels.numpy())
-    return digest.hexdigest()
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
@@ -235,16 +210,15 @@ def class_weights(labels: Tensor, classes: int) -> Tensor:
     return len(labels) / (classes * torch.bincount(labels, minlength=classes))
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, in [0, 1], from integer histograms.
+def channel_statistics(images: Tensor) -> list[list[float]]:
+    """[mean, standard deviation] of each channel, in [0, 1], to six digits.
 
     Args:
         images: (N, 3, H, W) uint8.
     """
-    counts = [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
-    share = torch.stack(counts).numpy() * 3 / images.numel()  # (3, 256): of each brightness
-    values = np.arange(256) / 255
-    mean = share @ values
-    std = np.sqrt(abs(share @ values**2 - mean**2)).round(6)
+    channels = [channel.flatten(1).numpy() for channel in images.unbind(1)]
+    # OpenCV adds whole numbers, and so without any error.
+    moments = np.squeeze([cv2.meanStdDev(channel) for channel in channels])  # (3, 2)
+    mean, std = (moments.T / 255).round(6)
     std[std == 0] = 1.0  # nothing to scale where all pixels are equal
-    return tuple(mean.round(6).tolist()), tuple(std.tolist())
+    return [mean.tolist(), std.tolist()]

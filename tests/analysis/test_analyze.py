@@ -377,7 +377,7 @@ def test_a_card_that_contradicts_itself_is_one_line(
 @pytest.mark.parametrize(("flags", "words"), [
     ("--ckpt nowhere.pt", "No such file"),
     ("--ckpt {drawn} --data-dir {few}", "no effect on drawn images"),
-    ("--ckpt {cifar} --data-dir nothing", "nothing does not exist: name the data's folder"),
+    ("--ckpt {cifar} --data-dir nothing", "nothing is no folder"),
     ("--ckpt {cifar} --data-dir {few}", "but the data has airplane, bird: give data"),
     ("--ckpt {drawn} --cam gradcam --layer blocks.9", "choose from blocks.0.0, blocks.0.1"),
     ("--ckpt {drawn} --layer blocks.1", "--layer is one of Grad-CAM"),

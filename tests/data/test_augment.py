@@ -11,7 +11,6 @@ from torchvision.transforms.v2 import functional as tv
 from common.config import Recipe
 from common.data.augment import (DRAWS, Preprocess, augmentation, color_jitter, crop_flip,
                                  cutmix, erase, erase_box, warp)
-from common.data.splits import Splits
 
 MEAN, STD = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
 BILINEAR = InterpolationMode.BILINEAR
@@ -328,15 +327,14 @@ def test_the_ends_of_cutmixs_draw_stay_in_bounds(value: float,
     ("data", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), ("half", (0.5,) * 3, (0.5,) * 3),
     ("imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))])
 def test_the_recipe_says_what_becomes_of_the_images(normalization: str, mean: tuple[float, ...],
-                                                    std: tuple[float, ...], splits: Splits) -> None:
-    splits = replace(splits, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
+                                                    std: tuple[float, ...]) -> None:
     recipe = Recipe(resize=2, normalization=normalization, crop_padding=4, flip=True,
                     rotation=15.0, jitter=0.2, random_erasing=0.5, cutmix=0.5)
-    prepare = Preprocess.of(recipe, splits, torch.device("cpu"))
+    prepare = Preprocess((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), recipe, torch.device("cpu"))
     assert prepare.recipe is recipe and prepare.resize == 2
     assert augmentation(recipe) == ("crop ±4 px, flip, rotation ±15°, colour jitter 0.2, "
                                     "random erasing 0.5, CutMix 0.5")
-    assert not Preprocess.of(Recipe(resize=2), splits, torch.device("cpu")).augments
+    assert not prepared().augments
     assert_close(prepare.mean, torch.tensor(mean))
     assert_close(prepare.std, torch.tensor(std))
 

@@ -2,6 +2,7 @@
 import hashlib
 import io
 import itertools
+import pickle
 import socket
 import struct
 import subprocess
@@ -81,8 +82,8 @@ def batch_arrays(n: int, seed: int) -> tuple[ndarray, ndarray]:
 def trust(monkeypatch: MonkeyPatch, contents: Batches) -> None:
     """Take these bytes for the official ones."""
     sums = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
-    halves = tuple({name: sums[name] for name in half} for half in BATCH_NAMES)
-    monkeypatch.setattr(sources, "BATCHES", halves)
+    train, test = ([(name, sums[name]) for name in half] for half in BATCH_NAMES)
+    monkeypatch.setattr(sources, "BATCHES", {"train": train, "test": test})
 
 
 @pytest.fixture
@@ -104,17 +105,6 @@ def official(batches: Batches, tmp_path: Path) -> Path:
     for name, content in batches.items():
         (folder / name).write_bytes(content)
     return folder.parent
-
-
-@pytest.fixture
-def forged(official: Path, batches: Batches, monkeypatch: MonkeyPatch) -> Callable[[bytes], Path]:
-    """A function that puts a trusted first batch of this content into the official folder."""
-    def put(content: bytes) -> Path:
-        path = official / FOLDER / "data_batch_1"
-        path.write_bytes(content)
-        trust(monkeypatch, {**batches, "data_batch_1": content})
-        return path
-    return put
 
 
 def test_official_batches_are_read_as_they_were_written(official: Path) -> None:
@@ -153,20 +143,16 @@ def test_a_missing_or_damaged_batch_is_named(name: str, damage: Callable[[Path],
 
 @pytest.mark.parametrize("name", [
     "os system", "builtins eval", "numpy load", "numpy.core.multiarray fromstring"])
-def test_a_pickle_may_name_nothing_but_arrays(name: str, official: Path, tmp_path: Path,
-                                              forged: Callable[[bytes], Path]) -> None:
+def test_a_pickle_may_name_nothing_but_arrays(name: str, official: Path, batches: Batches,
+                                              tmp_path: Path, monkeypatch: MonkeyPatch) -> None:
+    """Even one whose md5 is the official one."""
     marker = tmp_path / "marker"
-    path = forged(f"c{name.replace(' ', chr(10))}\n(S'touch {marker}'\ntR.".encode())
-    reason = f"({name.replace(' ', '.')} is not allowed)"
-    assert f"{path} is not an official CIFAR-10 batch {reason}" in refusal(official)
+    content = f"c{name.replace(' ', chr(10))}\n(S'touch {marker}'\ntR.".encode()
+    (official / FOLDER / "data_batch_1").write_bytes(content)
+    trust(monkeypatch, {**batches, "data_batch_1": content})
+    with pytest.raises(pickle.UnpicklingError, match=f"{name.replace(' ', '.')} is not allowed"):
+        load(official)
     assert not marker.exists()
-
-
-@pytest.mark.parametrize("content", [
-    b"not a pickle", b"", b"\x80\x02}.", b"\x80\x02N.", b"\x80\x02(lp0\nI1"])
-def test_a_pickle_of_something_else_is_named(content: bytes, official: Path,
-                                             forged: Callable[[bytes], Path]) -> None:
-    assert f"{forged(content)} is not an official CIFAR-10 batch" in refusal(official)
 
 
 def test_numbered_files_give_the_order_and_split_of_the_official_batches(official: Path,
@@ -346,7 +332,7 @@ def test_offline_does_not_even_try(monkeypatch: MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(sources, "download_url", lambda *args: pytest.fail("a download was tried"))
     folder = tmp_path / "data"
     message = not_found(folder, offline=True)
-    assert "--offline" in message and "forbids a download" in message
+    assert "is no folder" in message and "--offline" in message
     assert names_three_ways(message, folder) and URL in message and not folder.exists()
 
 
@@ -361,7 +347,7 @@ def test_half_an_archive_is_not_used_and_not_fetched_into_a_folder_of_the_users(
     monkeypatch.setattr(sources, "download_url", lambda *args: pytest.fail("a download was tried"))
     (tmp_path / ARCHIVE_NAME).write_bytes(archive()[:-100])
     line = refusal(tmp_path, offline=False)
-    assert line.startswith(f"no CIFAR-10 in {tmp_path}, and {ARCHIVE_NAME} is damaged")
+    assert line.startswith(f"{tmp_path} holds {ARCHIVE_NAME}, so no whole data of a known kind")
 
 
 def link(target: str) -> tarfile.TarInfo:

@@ -90,7 +90,7 @@ def test_a_checkpoint_of_the_old_layout_loads(tmp_path):
 
 
 @pytest.mark.parametrize("classes, kept", [
-    (CLASSES, True), (list(CLASSES), True), ((), True),
+    (CLASSES, True), (list(CLASSES), True),
     (tuple("ABCDEFGHIJ"), False), (tuple("jihgfedcba"), False),
 ])
 def test_the_head_is_kept_for_the_same_classes_alone(tmp_path, classes, kept):
@@ -111,11 +111,6 @@ def test_weights_of_a_run_are_called_by_its_name(tmp_path):
     assert origin == "weights of drawn-seed3 on synthetic"
 
 
-def without(key):
-    """The old checkpoint less one of its keys."""
-    return {name: value for name, value in old_checkpoint().items() if name != key}
-
-
 @pytest.mark.parametrize("content, message", [
     (lambda: torchvision.models.resnet18().state_dict(), "does not fit improved_cnn"),
     (lambda: {"a": 1}, "is missing"),
@@ -129,9 +124,7 @@ def without(key):
     (lambda: {**old_checkpoint(), "weights": [1]}, "has no attribute"),
     (lambda: {**old_checkpoint(), "weights": None}, "has no attribute"),
     (lambda: {**old_checkpoint(), "classes": 10}, "not iterable"),
-    (lambda: without("source"), "is missing"),
-    (lambda: without("classes"), "is missing"),
-    (lambda: without("weights"), "is missing"),
+    (lambda: {"weights": old_checkpoint()["weights"]}, "is missing"),
 ])
 def test_foreign_and_damaged_files_are_refused_in_one_line(content, message, tmp_path):
     file = tmp_path / "w.pth"
@@ -141,13 +134,11 @@ def test_foreign_and_damaged_files_are_refused_in_one_line(content, message, tmp
     assert "\n" not in str(error.value) and str(file) in str(error.value)
 
 
-@pytest.mark.parametrize("path, problem", [
-    ("absent.pth", "does not exist"), ("~nobody-of-this-name/w.pth", "does not exist"),
-    ("nul\0.pth", "does not exist"), (".", "is a folder"),
-])
-def test_a_file_that_is_not_there(path, problem, tmp_path, monkeypatch):
+@pytest.mark.parametrize("path", [
+    "absent.pth", "~nobody-of-this-name/w.pth", "resnet18-f37072fd.pth", "nul\0.pth", "."])
+def test_a_file_that_is_not_there(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=f"{problem}: give a file"):
+    with pytest.raises(InputError, match="cannot be read .*or name another file"):
         load_weights(build("improved_cnn"), "improved_cnn", path)
 
 

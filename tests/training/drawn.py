@@ -10,7 +10,7 @@ from torch.nn import Module
 from common.config import Recipe, Runtime
 from common.data import synthetic
 from common.data.augment import Preprocess
-from common.data.splits import Splits, make_splits
+from common.data.splits import Splits, as_split, divide
 from common.models.build import build
 from common.training.loop import TrainStep, make_optimizer, set_train_mode
 from common.training.run import Run
@@ -23,8 +23,9 @@ AUGMENTED = dict(crop_padding=4, flip=True, rotation=15, jitter=0.2, random_eras
 @cache
 def drawn_splits(device: str = "cpu") -> Splits:
     """400 train / 100 val / 100 test drawn images, which no test changes."""
-    drawn = *synthetic.draw(50, seed=0), *synthetic.draw(10, seed=1)
-    splits = make_splits(*drawn, synthetic.CLASSES, "synthetic", val_size=100)
+    pools = {"train": as_split(*synthetic.draw(50, seed=0)),
+             "test": as_split(*synthetic.draw(10, seed=1))}
+    splits = divide(pools, synthetic.CLASSES, "synthetic", val_size=100)
     return splits.to(torch.device(device))
 
 
@@ -45,7 +46,7 @@ def make_step(recipe: Recipe = PLAIN, model: Module | None = None,
     """A step of a fresh network, or of `model`, on the drawn images."""
     splits, model = drawn_splits(device), model or new_model(recipe, device)
     set_train_mode(model)
-    prepare = Preprocess.of(recipe, splits, torch.device(device))
+    prepare = Preprocess(splits.mean, splits.std, recipe, torch.device(device))
     optimizer = make_optimizer(model, recipe, torch.device(device))
     return TrainStep(model, splits.train, prepare, optimizer, recipe.batch_size,
                      recipe.label_smoothing, amp)
@@ -67,7 +68,7 @@ def make_run(folder: Path, recipe: Recipe = PLAIN, splits: Splits | None = None,
     to say."""
     folder.mkdir(parents=True, exist_ok=True)
     splits, model = splits or drawn_splits(device), model or new_model(recipe, device)
-    prepare = Preprocess.of(recipe, splits, torch.device(device))
+    prepare = Preprocess(splits.mean, splits.std, recipe, torch.device(device))
     probe = prepare.clean(splits.val.images[:4]).cpu()
     card = {"arch": arch_of(recipe), "probe_inputs": probe}
     return Run("script", folder, recipe, Runtime(), splits, model, prepare, card, amp)

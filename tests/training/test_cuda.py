@@ -146,7 +146,7 @@ def test_fp16_skips_the_update_on_overflow():
 
 def test_captured_evaluation_equals_eager():
     recipe, images = replace(PLAIN, model="se_resnet18", resize=2), drawn_splits("cuda").val.images
-    model, prepare = new_model(recipe, "cuda"), Preprocess.of(recipe, drawn_splits("cuda"), GPU)
+    model, prepare = new_model(recipe, "cuda"), Preprocess([0.5] * 3, [0.25] * 3, recipe, GPU)
     with torch.no_grad():
         for _ in range(10):
             model.train()(prepare.clean(images))  # BatchNorm learns its statistics

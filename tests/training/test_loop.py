@@ -94,14 +94,14 @@ def test_weight_decay_spares_norms_and_biases_unless_asked():
 @pytest.mark.parametrize("name", MODELS)
 def test_first_loss_is_that_of_guessing(name):
     recipe = replace(PLAIN, model=name)
-    prepare = Preprocess.of(recipe, drawn_splits(), CPU)
+    prepare = Preprocess([0.5] * 3, [0.25] * 3, recipe, CPU)
     loss, _ = evaluate(new_model(recipe), drawn_splits().val, prepare)
     assert loss == pytest.approx(np.log(10), abs=0.25)
 
 
 def test_val_twice_gives_equal_logits_whatever_the_batch():
     recipe, images = replace(BN, **AUGMENTED), drawn_splits().val.images
-    model, prepare = new_model(recipe).train(), Preprocess.of(recipe, drawn_splits(), CPU)
+    model, prepare = new_model(recipe).train(), Preprocess([0.5] * 3, [0.25] * 3, recipe, CPU)
     first, second, whole = (predict(model, images, prepare, size) for size in (33, 33, 100))
     assert torch.equal(first, second) and first.shape == (100, 10)
     torch.testing.assert_close(first, whole, rtol=1e-4, atol=1e-5)
@@ -110,7 +110,7 @@ def test_val_twice_gives_equal_logits_whatever_the_batch():
 @pytest.mark.parametrize("size, resize, batch", [
     (32, 1, 500), (32, 2, 500), (64, 3, 55), (32, 16, 7), (1024, 16, 1)])
 def test_evaluations_memory_follows_the_pixels(size, resize, batch):
-    prepare = Preprocess.of(replace(PLAIN, resize=resize), drawn_splits(), CPU)
+    prepare = Preprocess([0.5] * 3, [0.25] * 3, replace(PLAIN, resize=resize), CPU)
     assert eval_batch_size(torch.empty(0, 3, size, size), prepare) == batch
 
 
