@@ -44,7 +44,6 @@ WITH_PICTURES = {"images", "ckpt", "cam", "layer", "device", "out", "run_name"}
 def analyze(options: Options, runtime: Runtime) -> Path:
     """Analyse one checkpoint on its test or val images; returns the folder with the report."""
     import torch  # after the command line has been read: it takes seconds to import
-    from tqdm import tqdm
 
     from common.analysis import figures, report, scores
     from common.analysis.faithfulness import faithfulness, heat_below
@@ -68,8 +67,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     print(f"{subject}\n{title}")
 
     # What it predicts, and what that is worth.
-    with tqdm(total=len(split), desc="predictions", unit="img", disable=None) as bar:
-        logits = predict(subject.model, split.images, subject.prepare, progress=bar.update)
+    logits = predict(subject.model, split.images, subject.prepare, title="predictions")
     preds = logits.argmax(1)
     rows = scores.predictions(logits, split, subject.classes)
     result = {

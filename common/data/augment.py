@@ -40,7 +40,7 @@ class Preprocess:
         recipe: says how many times images are enlarged, and what `augment` does.
 
     Fields:
-        resize: the recipe's; augments: whether `augment` does more than `clean`.
+        augments: whether `augment` does more than `clean`.
         shift, scale: (3, 1, 1); normalised is shift + x · scale of x in [0, 1].
     """
 
@@ -49,7 +49,7 @@ class Preprocess:
         mean, std = SCALINGS.get(recipe.normalization, (mean, std))
         self.mean = torch.as_tensor(mean, device=device)
         self.std = torch.as_tensor(std, device=device)
-        self.recipe, self.resize = recipe, recipe.resize
+        self.recipe = recipe
         self.augments = bool(augmentation(recipe))
         # (x - mean) / std is shift + x * scale, one fused pass; prepared once, not in every step.
         self.shift = (-self.mean / self.std).view(3, 1, 1)
@@ -65,7 +65,7 @@ class Preprocess:
             (N, 3, resize·H, resize·W) float32, channels_last.
         """
         x = torch.addcmul(self.shift, images.float().div_(255), self.scale)
-        return _enlarge(x, self.resize).contiguous(memory_format=torch.channels_last)
+        return _enlarge(x, self.recipe.resize).contiguous(memory_format=torch.channels_last)
 
     def augment(self, images: Tensor,
                 generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
@@ -89,7 +89,7 @@ class Preprocess:
         for_crop, for_flip, for_rotation, for_jitter, for_erasing = u.split(DRAWS)
         shifts = (for_crop * (2 * recipe.crop_padding + 1)).long()  # (2, N), in [0, 2·padding]
         flip = for_flip[0] < (0.5 if recipe.flip else 0.0)
-        size = images.shape[-1] * self.resize
+        size = images.shape[-1] * recipe.resize
         x = images.float().div_(255)  # NCHW up to the last line: three times as fast on a CPU
         if recipe.jitter:
             factors = 1 + recipe.jitter * (2 * for_jitter - 1)  # (3, N), around 1
@@ -102,7 +102,7 @@ class Preprocess:
             # Without rotation whole pixels move: gathering them is exact and cheaper than sampling.
             if recipe.crop_padding or recipe.flip:
                 x = crop_flip(x, *shifts, flip, recipe.crop_padding)
-            x = _enlarge(x, self.resize)
+            x = _enlarge(x, recipe.resize)
         x = torch.addcmul(self.shift, x, self.scale)
         if recipe.random_erasing:
             x = erase(x, *erase_box(for_erasing, recipe.random_erasing, size))

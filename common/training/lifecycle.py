@@ -173,7 +173,7 @@ def _test(run: Run) -> Json:
     """The only read of test: accuracy with its interval, the mean over classes, and each image's
     prediction in test_predictions.csv."""
     test = run.splits.test
-    logits = predict(run.model, test.images, run.prepare, amp=run.amp)
+    logits = predict(run.model, test.images, run.prepare, run.amp)
     preds = logits.argmax(1)
     write_csv(run.folder / "test_predictions.csv", ("name", "label", "prediction"),
               zip(test.names, test.labels.tolist(), preds.tolist()))

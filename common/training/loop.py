@@ -212,32 +212,27 @@ def train_one_epoch(step: TrainStep, do_step: Work, seed: int, lrs: list[float],
 
 def eval_batch_size(images: Tensor, prepare: Preprocess) -> int:
     """Images a batch where nothing is trained: memory follows the pixels that the network sees."""
-    return max(1, min(500, EVAL_PIXELS // (images.shape[-1] * prepare.resize) ** 2))
+    return max(1, min(500, EVAL_PIXELS // (images.shape[-1] * prepare.recipe.resize) ** 2))
 
 
-def predict(model: Module, images: Tensor, prepare: Preprocess, batch_size: int | None = None,
-            amp: torch.dtype | None = None, progress: Callable[[int], None] = lambda done: None,
-            forward: Forward | None = None) -> Tensor:
+def predict(model: Module, images: Tensor, prepare: Preprocess, amp: torch.dtype | None = None,
+            forward: Forward | None = None, title: str = "") -> Tensor:
     """Logits (N, K) float32 of (N, 3, H, W) uint8 images, on their device, in eval mode.
 
     Args:
-        batch_size: None takes that of `eval_batch_size`.
-        progress: hears each batch's size when it is done.
         forward: of `eager_forward` or `captured_forward`; None makes the former.
+        title: of a progress bar, if there is to be one.
     """
     model.eval()
     forward = forward or eager_forward(model, prepare, amp)
-    logits = []
-    for batch in images.split(batch_size or eval_batch_size(images, prepare)):
-        logits.append(forward(batch))
-        progress(len(batch))
-    return torch.cat(logits)
+    batches = images.split(eval_batch_size(images, prepare))
+    return torch.cat([*map(forward, tqdm(batches, title, disable=None if title else True))])
 
 
 def evaluate(model: Module, split: Split, prepare: Preprocess, amp: torch.dtype | None = None,
              forward: Forward | None = None) -> tuple[float, float]:
     """(mean cross-entropy, top-1 fraction) on a split; no augmentation, smoothing or weights."""
-    logits = predict(model, split.images, prepare, amp=amp, forward=forward)
+    logits = predict(model, split.images, prepare, amp, forward)
     hits = logits.argmax(1) == split.labels
     return float(F.cross_entropy(logits, split.labels)), float(hits.double().mean())
 

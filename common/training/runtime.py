@@ -120,16 +120,10 @@ def _cpu_has_bf16() -> bool:
 def wants_compile(runtime: Runtime, device: torch.device, training_images: int) -> bool:
     """Whether to compile: `auto` only on a GPU and for a run long enough; never without a working
     compiler, and says so.
-
-    What Inductor and Triton compile is kept beside the decoded images, unless
-    $TORCHINDUCTOR_CACHE_DIR names another place.
     """
     pays = device.type == "cuda" and training_images >= COMPILE_PAYS_AFTER
     if runtime.compile == "off" or runtime.compile == "auto" and not pays:
         return False
-    # PyTorch's own default is a folder that a reboot empties.
-    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{home}/cifar10-study/inductor")
     if problem := compile_problem(device):
         print(f"not compiled: {problem}; python -m common.toolchain tells more")
         return False

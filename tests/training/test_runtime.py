@@ -1,7 +1,5 @@
 """Device, precision and the decision to compile, for machines that need not be here."""
-import os
 import platform
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +18,6 @@ LONG, SHORT = runtime.COMPILE_PAYS_AFTER, runtime.COMPILE_PAYS_AFTER - 1
 ])
 def test_when_to_compile(flag, device, images, expected, monkeypatch):
     monkeypatch.setattr(runtime, "compile_problem", lambda device: None)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")  # so that what the function sets is undone
     assert runtime.wants_compile(Runtime(compile=flag), device, images) is expected
 
 
@@ -29,22 +26,9 @@ def test_without_a_compiler_one_line_and_eager(monkeypatch, capsys):
         raise RuntimeError("no compiler\nand much more")
 
     monkeypatch.setattr(torch, "compile", refuse)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "set")
     assert not runtime.wants_compile(Runtime(compile="on"), CPU, 1)
     assert capsys.readouterr().out == (
         "not compiled: no compiler; python -m common.toolchain tells more\n")
-
-
-def test_what_was_compiled_outlives_a_reboot(monkeypatch, tmp_path):
-    monkeypatch.setattr(runtime, "compile_problem", lambda device: None)
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
-    runtime.wants_compile(Runtime(compile="on"), CPU, 1)
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    runtime.wants_compile(Runtime(compile="off"), CPU, 1)
-    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
-    runtime.wants_compile(Runtime(compile="on"), CPU, 1)
-    assert Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).is_relative_to(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("bf16, amp, device, model, expected", [
