@@ -38,6 +38,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def to(self, device: torch.device | str) -> "Split":
+        """The same images and labels on `device`."""
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
     def take(self, chosen: ndarray) -> "Split":
         """The images at positions `chosen` (n,), or where `chosen` (N,) is true."""
         names = tuple(np.array(self.names, object)[chosen])
@@ -73,9 +77,8 @@ class Splits:
 
     def to(self, device: torch.device | str) -> "Splits":
         """The same splits on `device`."""
-        parts = {name: replace(part, images=part.images.to(device), labels=part.labels.to(device))
-                 for name, part in vars(self).items() if isinstance(part, Split)}
-        return replace(self, **parts)
+        return replace(self, train=self.train.to(device), val=self.val.to(device),
+                       test=self.test.to(device))
 
 
 def as_split(images: ndarray, labels: ndarray, names: Names = ()) -> Split:

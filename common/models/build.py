@@ -89,11 +89,12 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Inside the block the model is in eval mode and nothing is autocast; then each module gets
     its own mode back."""
     modes = {module: module.training for module in model.modules()}
+    device = next(model.parameters(), torch.empty(0)).device
     try:
         # Set flag by flag, since a model may override `train()` to keep parts of it in eval mode.
         for module in modes:
             module.training = False
-        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             yield
     finally:
         for module, mode in modes.items():
@@ -114,7 +115,7 @@ def named_maps(model: nn.Module, image_size: int) -> dict[str, tuple[int, int, i
     if any(hasattr(m, "_orig_mod") or m._compiled_call_impl for m in model.modules()):
         raise ValueError("hooks need the eager model, but this one is compiled; load the "
                          "checkpoint uncompiled")
-    weight = next(model.parameters())
+    weight = next(model.parameters(), torch.empty(0))
     names = {module: name for name, module in model.named_modules()}
     shapes = defaultdict(list)
 

@@ -16,6 +16,7 @@ from common.config import Runtime, Stage
 from common.data.augment import Preprocess
 from common.errors import RunError
 from common.models.build import freeze_backbone
+from common.training import loop
 from common.training.graph import accelerate, captured_forward
 from common.training.loop import fit, predict, train_one_epoch
 from common.training.runtime import compile_problem
@@ -144,7 +145,8 @@ def test_fp16_skips_the_update_on_overflow():
     assert not torch.equal(before[0], next(step.model.parameters()))
 
 
-def test_captured_evaluation_equals_eager():
+def test_captured_evaluation_equals_eager(monkeypatch):
+    monkeypatch.setattr(loop, "EVAL_PIXELS", 40 * 64 * 64)
     recipe, images = replace(PLAIN, model="se_resnet18", resize=2), drawn_splits("cuda").val.images
     model, prepare = new_model(recipe, "cuda"), Preprocess([0.5] * 3, [0.25] * 3, recipe, GPU)
     with torch.no_grad():
@@ -154,7 +156,7 @@ def test_captured_evaluation_equals_eager():
 
     def logits(forward=None):
         """Of 100 images: two full batches and a short one."""
-        return predict(model, images, prepare, 40, torch.bfloat16, forward=forward)
+        return predict(model, images, prepare, torch.bfloat16, forward)
 
     forward = captured_forward(model, prepare, torch.bfloat16, images[:40])
     assert not model.training
