@@ -135,7 +135,8 @@ def _find(folder: Path) -> tuple[list[tuple[str, str, str]], Counter[str]]:
         if path.is_dir() and not HIDDEN.match(path.name) and not walk(path)[1][RUN]}
     if gone := expected.difference(row[:2] for row in rows):
         left_out = f" (left out: {in_words(others)})" if others else ""
-        raise InputError(f"{folder.joinpath(*min(gone))} holds no picture{left_out}: add some, as "
+        place = folder.joinpath(*min(gone)[0 if parts else 1:])
+        raise InputError(f"{place} holds no picture{left_out}: add some, as "
                          f"{' '.join(SUFFIXES)}, or remove the class wherever it is")
     rows.sort()
     # Where all files are numbers they are CIFAR-10's own index: in its order the split is that of

@@ -406,6 +406,11 @@ def test_a_fault_in_a_tree_is_one_line_naming_the_place(
     assert capfd.readouterr().err == "" and not list(folder.parent.rglob("*.npz"))
 
 
+def test_a_class_folder_without_pictures_is_named_where_there_are_no_parts(tmp_path: Path) -> None:
+    put(tmp_path, *(f"{name}/{i}.png" for name in ("ant", "bee") for i in range(4)), "cow/1.heic")
+    assert refusal(tmp_path).startswith(f"{tmp_path}/cow holds no picture (left out: 1 × .heic)")
+
+
 def test_what_may_not_be_read_is_named(make_tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder, and a file: root may read both, so the system is asked by another name."""
     folder, scan, read = make_tree(), os.scandir, open
