@@ -114,8 +114,8 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
     if not test:
         turns = _turns(train, max(len(pool) // 5, kinds))
         test, train = train.take(turns < 0), train.take(turns >= 0)
-        notes += ("split here, class by class, the same in every run: a fifth is test, and a tenth "
-                  "val where that has no folder",)
+        notes += (f"split here, class by class, the same in every run: {len(test):,} test images, "
+                  "and val where that has no folder",)
     if not val:
         val_size = val_size or max(len(pool) // 10, kinds)
         _check_size("--val-size", val_size, kinds, len(train) - kinds)

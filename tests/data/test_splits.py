@@ -120,7 +120,8 @@ def test_what_the_source_does_not_hold_apart_is_cut_from_train_class_by_class() 
         assert split.names == tuple(map(str, split.index.tolist()))
     index = torch.cat([flat.train.index, flat.val.index, flat.test.index])
     assert torch.equal(index.sort().values, torch.arange(160))
-    assert flat.notes[0].startswith("split here, class by class, the same in every run: a fifth")
+    assert flat.notes[0].startswith("split here, class by class, the same in every run: "
+                                    f"{len(flat.test):,} test images")
     assert flat.split_hash == "4998c67ba260a812"
 
 
