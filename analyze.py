@@ -90,7 +90,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     result["faithfulness"] = test = faithfulness(subject, split.images[tested], preds[tested])
     if is_first_study(result):
         birds = split.labels == subject.classes.index("bird")
-        of_birds = faithfulness(subject, split.images[birds], preds[birds])
+        of_birds = faithfulness(subject, split.images[birds], preds[birds], [subject.cam])
         test["differences"]["bird"] = of_birds["differences"]["all"]
 
     # Where it looks: in single cases the evidence for the true and for the predicted class.

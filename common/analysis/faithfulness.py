@@ -1,4 +1,5 @@
 """Whether a network truly looks where its heat maps point: deletion and insertion curves."""
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -7,18 +8,19 @@ from torch.nn import Module
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
-from common.analysis.inputs import Subject
+from common.analysis.inputs import CAMS, Subject
 from common.analysis.scores import interval
 from common.files import Json
 from common.models.build import in_eval_mode
 
+WAYS = ("deletion", "insertion")
 # Parts of an image's pixels that are changed: closer where the curves bend, so that the areas are
 # nearly those of ten equal steps at a third of the cost.
-WAYS = ("deletion", "insertion")
 SHARES = (0.0, 0.1, 0.3, 0.6, 1.0)
 
 
-def faithfulness(subject: Subject, images: Tensor, targets: Tensor) -> Json:
+def faithfulness(subject: Subject, images: Tensor, targets: Tensor,
+                 cams: Sequence[str] = tuple(CAMS)) -> Json:
     """Deletion and insertion curves of heat maps and controls, and how far the shown ones differ.
 
     The controls are `chance`, the heat map of another image, and `centre`, the prior that objects
@@ -28,6 +30,7 @@ def faithfulness(subject: Subject, images: Tensor, targets: Tensor) -> Json:
 
     Args:
         images: (N, 3, H, W) uint8; targets (N,) are the classes whose probability is followed.
+        cams: keys of CAMS, the shown one among them.
 
     Returns:
         `curves` by kind of map, and `differences` in area of `all` these images, the shown heat
@@ -37,7 +40,7 @@ def faithfulness(subject: Subject, images: Tensor, targets: Tensor) -> Json:
     for some, classes in tqdm(subject.portions(images, targets), "deletion and insertion",
                               disable=None):
         inputs = subject.prepare.clean(some)
-        maps = {cam: explain(inputs, classes) for cam, explain in subject.cams.items()}
+        maps = {cam: subject.cams[cam](inputs, classes) for cam in cams}
         maps["chance"] = maps[subject.cam].roll(1, 0)
         maps["centre"] = center_prior(*maps["chance"].shape).to(inputs.device)
         stacked = torch.stack([*maps.values()])

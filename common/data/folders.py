@@ -128,15 +128,14 @@ def _find(folder: Path) -> tuple[list[tuple[str, str, str]], Counter[str]]:
     classes = {label for _, label, _ in rows}
     if len(classes) < 2:
         return [], others
-    # A class without pictures, in one part or, where there are no parts, of all folders but the
-    # program's own.
-    expected = set(product(parts, classes)) if parts else {
-        ("train", unicodedata.normalize("NFC", path.name)) for path in folder.iterdir()
-        if path.is_dir() and not HIDDEN.match(path.name) and not walk(path)[1][RUN]}
-    if gone := expected.difference(row[:2] for row in rows):
+    gone = set(product(parts, classes)).difference(row[:2] for row in rows)
+    if not parts:  # then each folder is a class, but for the program's own
+        below = [path for path in folder.iterdir() if path.is_dir() and not HIDDEN.match(path.name)
+                 and unicodedata.normalize("NFC", path.name) not in classes]
+        gone = {(path.name,) for path in below if not walk(path)[1][RUN]}
+    if gone:
         left_out = f" (left out: {in_words(others)})" if others else ""
-        place = folder.joinpath(*min(gone)[0 if parts else 1:])
-        raise InputError(f"{place} holds no picture{left_out}: add some, as "
+        raise InputError(f"{folder.joinpath(*min(gone))} holds no picture{left_out}: add some, as "
                          f"{' '.join(SUFFIXES)}, or remove the class wherever it is")
     rows.sort()
     # Where all files are numbers they are CIFAR-10's own index: in its order the split is that of

@@ -66,7 +66,7 @@ def curves(history: Sequence[Json], path: Path, title: str) -> None:
             later = np.maximum(rows["train_loss"], rows["val_loss"])[1:].max()
             loss.set_ylim(0, min(loss.get_ylim()[1], SPIKE * later))
         for axes in panels[1]:
-            axes.plot(epochs, rows["lr"], ".", color=MUTED, markersize=3)
+            axes.plot(epochs, rows["lr"], ".", color=MUTED, markersize=5)
             axes.set(xlabel="epoch", ylabel="lr", ylim=(0, None))
             axes.locator_params("x", integer=True, min_n_ticks=1)
         for i in range(1, len(stages)):
