@@ -14,17 +14,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Generator, Tensor, dtype
+from torch import Generator, Tensor
 from torch.nn import Module
 
-from common.data.augment import Preprocess
 from common.errors import reason
 
 TOLERANCE = 2e-2  # relative, between a captured loss and an eager one, as bf16 needs it
 WARM_UPS = 3  # runs before a capture: cuDNN picks its algorithms, the optimiser makes its state
 
 Work = Callable[[], object]
-Forward = Callable[[Tensor], Tensor]  # (N, 3, H, W) uint8 → logits (N, K) float32
 
 
 def compile_model(model: Module) -> None:
@@ -123,78 +121,22 @@ def capture(work: Work, trial: Callable[[Work], float],
     return graph
 
 
-def first_reason(error: BaseException) -> str:
-    """What went wrong first in a capture, whose end then raises errors of its own.
-
-    Raises:
-        OutOfMemoryError: if it was that; less memory is no reason to go on eagerly.
-    """
-    while error.__context__ is not None:
-        error = error.__context__
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        raise error
-    return reason(error)
-
-
-def accelerate(step: Any, images: Tensor, compiles: bool) -> tuple[Work, Forward]:
-    """(the step, the eval-time pass) as one CUDA graph each; on a CPU both as they are.
+def accelerate(step: Any, compiles: bool) -> Work:
+    """The step as one CUDA graph; on a CPU, or where it cannot be captured, the step as it is.
 
     Args:
         step: a `TrainStep`, on the device of its model.
-        images: (N, 3, H, W) uint8, a batch as evaluation will see it.
         compiles: let torch.compile make the kernels, which are captured then.
     """
     if compiles:
         compile_model(step.model)
     if step.device.type != "cuda":
-        return step, eager_forward(step.model, step.prepare, step.amp)
-    # Evaluation first: a capture that fails would disturb the random numbers of an earlier graph.
-    forward = captured_forward(step.model, step.prepare, step.amp, images)
+        return step
     try:
-        return capture(step, step.trial, step.state, step.generator).replay, forward
+        return capture(step, step.trial, step.state, step.generator).replay
     except RuntimeError as error:
-        print(f"eager steps: the step cannot be captured as a CUDA graph ({first_reason(error)})")
-        return step, forward
-
-
-def eager_forward(model: Module, prepare: Preprocess, amp: dtype | None) -> Forward:
-    """The eval-time pass from uint8 images to logits, for a model in eval mode."""
-    def forward(images: Tensor) -> Tensor:
-        autocast = torch.autocast(images.device.type, amp, enabled=bool(amp), cache_enabled=False)
-        with torch.no_grad(), autocast:
-            return model(prepare.clean(images)).float()
-    return forward
-
-
-def captured_forward(model: Module, prepare: Preprocess, amp: dtype | None,
-                     example: Tensor) -> Forward:
-    """`eager_forward` as a graph for batches as large as `example`; the model is put in eval mode.
-
-    Other sizes run eagerly, and so do all if the capture fails.
-    """
-    model.eval()
-    eager = eager_forward(model, prepare, amp)
-    # The graph's input and output, which stay where they are: batches are copied in, logits out.
-    images = example.clone()
-    logits = eager(images)
-
-    def work() -> None:
-        logits.copy_(eager(images))
-
-    def trial(run: Work) -> float:
-        run()
-        return float(logits.abs().sum())
-
-    try:
-        graph = capture(work, trial, lambda: ())
-    except RuntimeError as error:
-        print(f"eager evaluation: it cannot be captured as a CUDA graph ({first_reason(error)})")
-        return eager
-
-    def forward(batch: Tensor) -> Tensor:
-        if len(batch) != len(images):
-            return eager(batch)
-        images.copy_(batch)
-        graph.replay()
-        return logits.clone()  # the next replay writes over them
-    return forward
+        first: BaseException = error  # the end of a capture that failed raises errors of its own
+        while first.__context__ is not None:
+            first = first.__context__
+        print(f"eager steps: the step cannot be captured as a CUDA graph ({reason(first)})")
+        return step

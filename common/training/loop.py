@@ -21,11 +21,12 @@ from common.data.splits import Split, class_weights
 from common.errors import Interrupted, RunError, deferred_signals, out_of_memory
 from common.models.launches import cast_weights, counted_at_once, training_loss
 from common.training import console
-from common.training.graph import Forward, Work, accelerate, eager_forward
+from common.training.graph import Work, accelerate
 from common.training.run import Run
 from common.training.schedule import batch_size_for, epoch_lrs, epoch_order, epoch_seed, lr_for
 
 EVAL_PIXELS = 500 * 64 * 64  # of network input in a batch: of 32 and 64 px 500 images, of 192 px 55
+GPU_EVAL_BATCHES = 5  # of those at once on a GPU: with fewer it would wait for launches
 QUEUED_STEPS = 32  # a GPU's queue is looked after this often: Ctrl-C and the bar wait for no more
 
 
@@ -216,23 +217,25 @@ def eval_batch_size(images: Tensor, prepare: Preprocess) -> int:
 
 
 def predict(model: Module, images: Tensor, prepare: Preprocess, amp: torch.dtype | None = None,
-            forward: Forward | None = None, title: str = "") -> Tensor:
+            title: str = "") -> Tensor:
     """Logits (N, K) float32 of (N, 3, H, W) uint8 images, on their device, in eval mode.
 
     Args:
-        forward: of `eager_forward` or `captured_forward`; None makes the former.
         title: of a progress bar, if there is to be one.
     """
     model.eval()
-    forward = forward or eager_forward(model, prepare, amp)
-    batches = images.split(eval_batch_size(images, prepare))
-    return torch.cat([*map(forward, tqdm(batches, title, disable=None if title else True))])
+    batch_size = eval_batch_size(images, prepare)
+    if images.is_cuda:
+        batch_size *= GPU_EVAL_BATCHES
+    batches = tqdm(images.split(batch_size), title, disable=None if title else True)
+    with torch.no_grad(), torch.autocast(images.device.type, amp, enabled=bool(amp)):
+        return torch.cat([model(prepare.clean(batch)).float() for batch in batches])
 
 
-def evaluate(model: Module, split: Split, prepare: Preprocess, amp: torch.dtype | None = None,
-             forward: Forward | None = None) -> tuple[float, float]:
+def evaluate(model: Module, split: Split, prepare: Preprocess,
+             amp: torch.dtype | None = None) -> tuple[float, float]:
     """(mean cross-entropy, top-1 fraction) on a split; no augmentation, smoothing or weights."""
-    logits = predict(model, split.images, prepare, amp, forward)
+    logits = predict(model, split.images, prepare, amp)
     hits = logits.argmax(1) == split.labels
     return float(F.cross_entropy(logits, split.labels)), float(hits.double().mean())
 
@@ -261,8 +264,7 @@ def fit(run: Run, stage: Stage) -> None:
                      run.amp, weights)
 
     with deferred_signals() as check, _saved(run, batch_size):
-        example = val.images[: eval_batch_size(val.images, run.prepare)]
-        do_step, forward = accelerate(step, example, run.compiles)
+        do_step = accelerate(step, run.compiles)
         if not run.history:
             # Finds an unwritable folder before the first epoch, and lets --resume work at once.
             run.keep(optimizer)
@@ -279,7 +281,7 @@ def fit(run: Run, stage: Stage) -> None:
                 step, do_step, epoch_seed(recipe.seed, number), lrs, check, title, steps_left)
             trained = perf_counter()
             # Selection looks at val alone; test is read once, when all stages are done.
-            val_loss, val_top1 = evaluate(model, val, run.prepare, run.amp, forward)
+            val_loss, val_top1 = evaluate(model, val, run.prepare, run.amp)
             row = {
                 "stage": stage.name, "epoch": number, "train_loss": train_loss,
                 "train_top1": train_top1, "val_loss": val_loss, "val_top1": val_top1,
