@@ -1,8 +1,4 @@
-"""What a classifier's logits are worth: accuracy, confusions, calibration and intervals.
-
-Functions take torch tensors and return Python floats or CPU tensors; sums run in float64.
-Shapes: `logits` (N, K) floating, `labels` and `preds` (N,) int64 in [0, K).
-"""
+"""Counts of confusions, and 95 % intervals of fractions and of means over repeats."""
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,8 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-
-from common.files import Json
 
 Z = 1.959963984540054  # standard deviations of a normal distribution's central 95 %
 
@@ -35,41 +29,10 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def confusion_matrix(preds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """(K, K) int64 counts on the CPU: rows are true classes, columns predicted ones."""
+    """(K, K) int64 counts on the CPU of (N,) int64 classes in [0, K): true ones are rows, predicted
+    ones columns."""
     cells = (labels * num_classes + preds).cpu()
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
-
-
-def most_confused(confusion: Tensor, top: int = 10) -> list[tuple[int, int, int]]:
-    """The `top` largest cells off the diagonal of a (K, K) matrix as (row, column, count), largest
-    first and none with count 0; ties keep the order of the matrix."""
-    counts, cells = confusion.clone().fill_diagonal_(0).flatten().sort(descending=True, stable=True)
-    ranked = zip(cells[:top].tolist(), counts[:top].tolist())
-    return [(*divmod(cell, len(confusion)), count) for cell, count in ranked if count]
-
-
-def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Json:
-    """ECE over `bins` equal-width bins of the top probability, with the bin table (Guo et al. 2017,
-    arXiv:1706.04599).
-
-    Bins are closed on the left; the last is closed on both sides, so that a confidence of exactly 1
-    counts.
-
-    Args:
-        confidence: (N,) float64, the predicted class's probability.
-        hits: (N,) bool, whether it is the label.
-
-    Returns:
-        `ece`; for each bin `count`, and `confidence` and `accuracy`, means, 0 in an empty bin.
-    """
-    index = (confidence * bins).long().clamp(max=bins - 1)
-    count = torch.bincount(index, minlength=bins)
-    sure, right = (torch.bincount(index, values.double(), minlength=bins)
-                   for values in (confidence, hits))
-    ece = (sure - right).abs().sum().item() / len(hits)
-    filled = count.clamp(min=1)
-    return {"ece": ece, "count": count.tolist(), "confidence": (sure / filled).tolist(),
-            "accuracy": (right / filled).tolist()}
 
 
 def t_quantile(df: int) -> float:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # plain `pytest` does not put the repository's root on the path
 
 from common.data.splits import Splits, as_split, divide  # noqa: E402
-from common.data.synthetic import CLASSES, draw  # noqa: E402
+from common.data.sources import DRAWN_CLASSES, draw  # noqa: E402
 
 REAL_DATA = os.environ.get("CIFAR10_DIR")
 # The tests are small: on a busy machine a second thread waits more than it works.
@@ -74,7 +74,7 @@ def make_tree(tmp_path: Path) -> Callable[..., Path]:
 def splits() -> Splits:
     """400 train / 100 val / 100 test drawn images."""
     pools = {"train": as_split(*draw(50, seed=0)), "test": as_split(*draw(10, seed=1))}
-    return divide(pools, CLASSES, "synthetic", val_size=100)
+    return divide(pools, DRAWN_CLASSES, "synthetic", val_size=100)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from common.plots import ACCENT, MUTED, TRAIN, VAL, mosaic, new_figure
-from common.training.curves import curves, sample_grid
+from common.training.display import curves, sample_grid
 
 
 def history(head: int, tune: int) -> list[dict[str, object]]:

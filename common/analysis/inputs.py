@@ -20,11 +20,13 @@ from common.data.folders import fit_picture, read_picture
 from common.data.sources import load_splits
 from common.data.splits import CLASSES, Names, Split, Splits
 from common.errors import InputError, reason
-from common.files import Json, read_json, write_json
-from common.models.build import named_maps
+from common.files import Json, read_checkpoint, read_json, write_json
+from common.models.build import build, named_maps
 from common.training.loop import eval_batch_size, predict
-from common.training.run import load_model
+from common.training.run import FORMAT
 
+CARD_KEYS = ("format", "arch", "weights", "probe", "classes", "mean", "std", "resize",
+             "image_size", "recipe", "source", "split_hash")
 CAMS = {"hirescam": "HiResCAM", "gradcam": "Grad-CAM"}
 
 
@@ -83,6 +85,38 @@ class Subject:
         # A pass that is explained takes five times the memory of one that is not.
         parts = max(1, len(images) // max(2, eval_batch_size(images, self.prepare) // 5))
         return [*zip(images.tensor_split(parts), targets.tensor_split(parts))]
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[Module, Json]:
+    """(model in eval mode, checkpoint) of one of the project's checkpoints, its probe checked.
+
+    Raises:
+        InputError: not a readable checkpoint, of another kind, or its network does not give the
+            logits it promises.
+    """
+    path = Path(path)
+    checkpoint = read_checkpoint(path, CARD_KEYS)
+    if checkpoint["format"] != FORMAT:
+        raise InputError(f"{path} has format {checkpoint['format']}, this version reads {FORMAT}: "
+                         "train again, or use the version that wrote it")
+    try:
+        model = build(**checkpoint["arch"]).eval()
+        model.load_state_dict(checkpoint["weights"])
+        promised = checkpoint["probe"]["logits"]
+        with torch.no_grad():
+            logits = model(checkpoint["probe"]["inputs"])
+        if logits.shape[1] != len(checkpoint["classes"]):
+            raise ValueError(f"{logits.shape[1]} outputs, {len(checkpoint['classes'])} classes")
+        # Other processors and versions round otherwise; wrong weights are far off.
+        off = (logits - promised).abs().max()
+        allowed = 1e-3 * max(1, promised.abs().max())
+    except Exception as error:  # whatever a foreign card holds under these keys
+        raise InputError(f"{path} does not fit its own description ({reason(error)}): "
+                         "use another checkpoint") from None
+    if not off <= allowed:
+        raise InputError(f"{path} does not give its recorded logits (off by {off:.2g}): weights or "
+                         "padding were changed")
+    return model.to(device), checkpoint
 
 
 def open_subject(ckpt: str | Path, device: torch.device | str = "cpu", cam: str = "hirescam",

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from common.data.splits import Split
 from common.files import Json, write_csv
-from common.metrics import (calibration, confusion_matrix, most_confused, t_interval,
-                            wilson_interval)
+from common.metrics import confusion_matrix, t_interval, wilson_interval
 
 CLASS_COLUMNS = ("class", "precision", "recall", "f1", "support")
 
@@ -61,6 +60,38 @@ def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[Json]:
         }
         for name, (right, support, predicted) in zip(classes, counts.tolist())
     ]
+
+
+def most_confused(confusion: Tensor, top: int = 10) -> list[tuple[int, int, int]]:
+    """The `top` largest cells off the diagonal of a (K, K) matrix as (row, column, count), largest
+    first and none with count 0; ties keep the order of the matrix."""
+    counts, cells = confusion.clone().fill_diagonal_(0).flatten().sort(descending=True, stable=True)
+    ranked = zip(cells[:top].tolist(), counts[:top].tolist())
+    return [(*divmod(cell, len(confusion)), count) for cell, count in ranked if count]
+
+
+def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Json:
+    """ECE over `bins` equal-width bins of the top probability, with the bin table (Guo et al. 2017,
+    arXiv:1706.04599).
+
+    Bins are closed on the left; the last is closed on both sides, so that a confidence of exactly 1
+    counts.
+
+    Args:
+        confidence: (N,) float64, the predicted class's probability.
+        hits: (N,) bool, whether it is the label.
+
+    Returns:
+        `ece`; for each bin `count`, and `confidence` and `accuracy`, means, 0 in an empty bin.
+    """
+    index = (confidence * bins).long().clamp(max=bins - 1)
+    count = torch.bincount(index, minlength=bins)
+    sure, right = (torch.bincount(index, values.double(), minlength=bins)
+                   for values in (confidence, hits))
+    ece = (sure - right).abs().sum().item() / len(hits)
+    filled = count.clamp(min=1)
+    return {"ece": ece, "count": count.tolist(), "confidence": (sure / filled).tolist(),
+            "accuracy": (right / filled).tolist()}
 
 
 def interval(values: Tensor) -> Json:

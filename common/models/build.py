@@ -9,9 +9,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from common.errors import InputError
-from common.models.cnn import ImprovedCNN, SimpleCNN
-from common.models.efficientnet import PADDING_IMAGE_SIZE, efficientnet_b2
-from common.models.se_resnet import SEResNet18
+from common.models.networks import (PADDING_IMAGE_SIZE, ImprovedCNN, SEResNet18, SimpleCNN,
+                                    efficientnet_b2)
 
 
 class Network(NamedTuple):

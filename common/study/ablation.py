@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from common.analysis.inputs import load_model
 from common.config import Runtime, difference
 from common.data.sources import CLASSES
 from common.files import Json, read_json, write_csv, write_json, write_text
@@ -16,7 +17,6 @@ from common.metrics import t_interval
 from common.plots import VAL, new_figure
 from common.study.cost import measure
 from common.study.results import Run, markdown, read_run
-from common.training.run import load_model
 from common.training.runtime import amp_dtype, pick_device
 from common.words import number
 

@@ -29,8 +29,8 @@ from torchvision.transforms.functional import to_pil_image
 
 from common.config import Parser, Recipe, Runtime, a_path, add_flags, collect
 from common.data.augment import Preprocess
+from common.data.sources import DRAWN_CLASSES, draw
 from common.data.splits import Splits, as_split, divide
-from common.data.synthetic import CLASSES, draw
 from common.errors import reason, run_script
 from common.files import Json, write_json
 from common.models.build import NETWORKS, build
@@ -66,7 +66,7 @@ def make_case(model: str, batch_size: int, runtime: Runtime, device: torch.devic
     recipe = Recipe(model=model, batch_size=batch_size, crop_padding=4, flip=True,
                     **RECIPES.get(model, {"jitter": 0.1}))
     pools = {"train": as_split(*draw(per_class, seed=0)), "test": as_split(*draw(20, seed=1))}
-    splits = divide(pools, CLASSES, "synthetic")
+    splits = divide(pools, DRAWN_CLASSES, "synthetic")
     prepare = Preprocess(splits.mean, splits.std, recipe, device)
     return Case(recipe, splits.to(device), prepare, device, amp_dtype(runtime, device, model))
 

@@ -103,11 +103,6 @@ def _check_same(folder: Path, recipe: Json, data: dict[str, str]) -> None:
         raise InputError(f"{file} holds no recipe: restore it, or choose a new --name")
     # Fields that are younger than the run are as they were by default.
     changes = difference(asdict(Recipe()) | stored["recipe"], recipe)
-    if {"epochs", "head_epochs"} >= {change.partition(":")[0] for change in changes} > set():
-        raise InputError(f"--resume: {folder} was planned with another length "
-                         f"({'; '.join(changes)}), and its schedule cannot be changed: begin the "
-                         f"longer run under a new --name, or train on from its weights with "
-                         f"--weights {folder / 'best.pt'} and a new --name")
     if any(stored.get(key, value) != value for key, value in data.items()):
         changes.append("the images are not those it was trained on")
     if changes:

@@ -14,11 +14,10 @@ from common.data.splits import Splits
 from common.files import Json, write_csv, write_json
 from common.metrics import confusion_matrix, wilson_interval
 from common.models.build import build, count_parameters, describe
-from common.models.efficientnet import PADDING_IMAGE_SIZE
+from common.models.networks import PADDING_IMAGE_SIZE
 from common.models.weights import LITE2_ORIGIN, load_weights, retake_statistics
 from common.plots import MAX_CLASSES
-from common.training import console
-from common.training.curves import curves, sample_grid
+from common.training import display
 from common.training.diagnose import diagnose
 from common.training.folder import claim_folder, publish
 from common.training.loop import eval_batch_size, evaluate, predict
@@ -71,11 +70,11 @@ def open_run(script: str, recipe: Recipe, runtime: Runtime, splits: Splits, mode
     run = Run(script, folder, recipe, runtime, splits, model, prepare, card, amp)
     if run.finished:
         print(f"{folder} is finished: nothing to do")
-        print(console.next_line(folder / "best.pt"))
+        print(display.next_line(folder / "best.pt"))
         return run
     size = splits.image_size * recipe.resize
-    print(*console.data_lines(splits), *describe(model, size),
-          console.recipe_line(recipe, len(splits.train)), f"run folder: {folder}",
+    print(*display.data_lines(splits), *describe(model, size),
+          display.recipe_line(recipe, len(splits.train)), f"run folder: {folder}",
           "{hardware}, torch {torch}, {precision}".format(**versions), sep="\n", flush=True)
     model.to(device, memory_format=torch.channels_last)
     run.compiles = wants_compile(
@@ -99,7 +98,7 @@ def _save_samples(run: Run) -> None:
     for file, title, shown in ((name, "Training images", images),
                                ("augmented_batch.png", "Augmented images",
                                 augmented.clamp(0, 1).mul(255).round().byte())):
-        sample_grid(shown.cpu().numpy(), labels, splits.classes, run.folder / file,
+        display.sample_grid(shown.cpu().numpy(), labels, splits.classes, run.folder / file,
                     f"{title} ({splits.source})")
 
 
@@ -145,7 +144,8 @@ def finish(run: Run, copy_best: bool = True) -> None:
     test = _test(run)
     verdict, diagnosis = diagnose(history, clean_top1, classes=len(splits.classes),
                                   val_images=len(splits.val), regularised=run.prepare.augments)
-    curves(history, folder / "curves.png", f"{run.script} / {folder.name} ({splits.source})")
+    title = f"{run.script} / {folder.name} ({splits.source})"
+    display.curves(history, folder / "curves.png", title)
     # Of the last stage, which trains the whole network.
     rate = max(row["images_per_s"] for row in history if row["stage"] == last["stage"])
     result = {
@@ -164,9 +164,9 @@ def finish(run: Run, copy_best: bool = True) -> None:
         "versions": run.card["versions"],
     }
     write_json(folder / "result.json", result)  # its presence says that the run is finished
-    print(*console.result_lines(result), sep="\n")
+    print(*display.result_lines(result), sep="\n")
     if copy_best:
-        print(console.next_line(publish(folder / "best.pt", Path(run.runtime.out))))
+        print(display.next_line(publish(folder / "best.pt", Path(run.runtime.out))))
 
 
 def _test(run: Run) -> Json:

@@ -20,7 +20,7 @@ from common.data.augment import Preprocess
 from common.data.splits import Split, class_weights
 from common.errors import Interrupted, RunError, deferred_signals, out_of_memory
 from common.models.launches import cast_weights, counted_at_once, training_loss
-from common.training import console
+from common.training import display
 from common.training.graph import Work, accelerate
 from common.training.run import Run
 from common.training.schedule import batch_size_for, epoch_lrs, epoch_order, epoch_seed, lr_for
@@ -198,7 +198,7 @@ def train_one_epoch(step: TrainStep, do_step: Work, seed: int, lrs: list[float],
         if steps_left and i == 4:
             # Reading a loss waits for the device; once a stage it may.
             float(step.losses[i])
-            console.announce((perf_counter() - start) / 5 * steps_left, on_cpu)
+            display.announce((perf_counter() - start) / 5 * steps_left, on_cpu)
         # A GPU would have to be waited for in every step: there the epoch ends first.
         if on_cpu and not step.losses[i].isfinite():
             break
@@ -289,7 +289,7 @@ def fit(run: Run, stage: Stage) -> None:
                 "images_per_s": step.steps * step.batch_size / (trained - start),
             }
             run.keep(optimizer, row)
-            print(console.epoch_line(title, row), flush=True)
+            print(display.epoch_line(title, row), flush=True)
             check(f"after epoch {number}")
 
 
@@ -305,7 +305,7 @@ def _saved(run: Run, batch_size: int) -> Iterator[None]:
     try:
         yield
     except Interrupted:
-        print(console.resume_line(run.script, run.folder, run.runtime), flush=True)
+        print(display.resume_line(run.script, run.folder, run.runtime), flush=True)
         raise
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):

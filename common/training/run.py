@@ -20,8 +20,6 @@ from common.models.build import build
 FORMAT = 1
 SAVE_EVERY_S = 10.0  # seconds of work that may be lost when the machine fails
 SAVING_SHARE = 20  # the next save comes no sooner than this many times the last one's duration
-CARD_KEYS = ("format", "arch", "weights", "probe", "classes", "mean", "std", "resize",
-             "image_size", "recipe", "source", "split_hash")
 
 
 @dataclass(eq=False)
@@ -140,35 +138,3 @@ def best_row(history: Iterable[Json]) -> Json | None:
     """The row with the highest val top-1, None without any; among equals, which small sets have
     many of, the one with the lowest val loss."""
     return max(history, key=lambda row: (row["val_top1"], -row["val_loss"]), default=None)
-
-
-def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[Module, Json]:
-    """(model in eval mode, checkpoint) of one of the project's checkpoints, its probe checked.
-
-    Raises:
-        InputError: not a readable checkpoint, of another kind, or its network does not give the
-            logits it promises.
-    """
-    path = Path(path)
-    checkpoint = read_checkpoint(path, CARD_KEYS)
-    if checkpoint["format"] != FORMAT:
-        raise InputError(f"{path} has format {checkpoint['format']}, this version reads {FORMAT}: "
-                         "train again, or use the version that wrote it")
-    try:
-        model = build(**checkpoint["arch"]).eval()
-        model.load_state_dict(checkpoint["weights"])
-        promised = checkpoint["probe"]["logits"]
-        with torch.no_grad():
-            logits = model(checkpoint["probe"]["inputs"])
-        if logits.shape[1] != len(checkpoint["classes"]):
-            raise ValueError(f"{logits.shape[1]} outputs, {len(checkpoint['classes'])} classes")
-        # Other processors and versions round otherwise; wrong weights are far off.
-        off = (logits - promised).abs().max()
-        allowed = 1e-3 * max(1, promised.abs().max())
-    except Exception as error:  # whatever a foreign card holds under these keys
-        raise InputError(f"{path} does not fit its own description ({reason(error)}): "
-                         "use another checkpoint") from None
-    if not off <= allowed:
-        raise InputError(f"{path} does not give its recorded logits (off by {off:.2g}): weights or "
-                         "padding were changed")
-    return model.to(device), checkpoint

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from common.data.synthetic import CLASSES, draw
+from common.data.sources import DRAWN_CLASSES, draw
 
 
 def digest(images: np.ndarray, labels: np.ndarray) -> str:
@@ -31,7 +31,7 @@ def test_shapes_types_and_balance(size: int) -> None:
     images, labels = draw(20, seed=3, size=size)
     assert images.shape == (200, 3, size, size) and images.dtype == np.uint8
     assert labels.dtype == np.int64 and (np.bincount(labels) == 20).all()
-    assert len(np.unique(labels[:40])) == len(CLASSES) == 10, "labels are not shuffled"
+    assert len(np.unique(labels[:40])) == len(DRAWN_CLASSES) == 10, "labels are not shuffled"
     assert images.min() < 10 and images.max() > 245
     assert len(np.unique(images.reshape(200, -1), axis=0)) == 200
 
@@ -41,8 +41,8 @@ def test_stripes_run_the_way_their_names_say() -> None:
     images = images.astype(np.float32)
     down = np.abs(np.diff(images, axis=2)).mean((1, 2, 3))
     across = np.abs(np.diff(images, axis=3)).mean((1, 2, 3))
-    horizontal = labels == CLASSES.index("horizontal stripes")
-    vertical = labels == CLASSES.index("vertical stripes")
+    horizontal = labels == DRAWN_CLASSES.index("horizontal stripes")
+    vertical = labels == DRAWN_CLASSES.index("vertical stripes")
     assert (down > across)[horizontal].mean() > 0.95
     assert (across > down)[vertical].mean() > 0.95
 

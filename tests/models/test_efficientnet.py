@@ -6,7 +6,7 @@ from efficientnet_pytorch import EfficientNet
 from efficientnet_pytorch.utils import Conv2dStaticSamePadding
 from torch import nn
 
-from common.models.efficientnet import PADDING_IMAGE_SIZE, LeanDepthwise, efficientnet_b2
+from common.models.networks import PADDING_IMAGE_SIZE, LeanDepthwise, efficientnet_b2
 from common.models.launches import WithSpatialMean, cast_weights, drop_connect_masks
 
 

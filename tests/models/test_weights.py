@@ -4,11 +4,11 @@ import torch
 import torchvision
 from efficientnet_pytorch import EfficientNet
 
+from common.analysis.inputs import load_model
 from common.errors import InputError
 from common.files import write_checkpoint
 from common.models.build import NETWORKS, build
 from common.models.weights import LITE2_PACKAGE, load_weights
-from common.training.run import load_model
 
 CLASSES = tuple("abcdefghij")
 

@@ -316,7 +316,7 @@ def test_a_stopped_study_goes_on_where_it_was(call, monkeypatch, tmp_path):
         return real(*args, **more)
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    monkeypatch.setattr("common.data.synthetic.POOLS", {"train": (20, 0), "test": (10, 1)})
+    monkeypatch.setattr("common.data.sources.DRAWN_POOLS", {"train": (20, 0), "test": (10, 1)})
     with pytest.raises(KeyboardInterrupt):
         call(*flags)
     code, said = call(*flags)

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from common.config import Recipe, Runtime
-from common.data import synthetic
 from common.data.augment import Preprocess
+from common.data.sources import DRAWN_CLASSES, draw
 from common.data.splits import Splits, as_split, divide
 from common.models.build import build
 from common.training.loop import TrainStep, make_optimizer, set_train_mode
@@ -23,9 +23,8 @@ AUGMENTED = dict(crop_padding=4, flip=True, rotation=15, jitter=0.2, random_eras
 @cache
 def drawn_splits(device: str = "cpu") -> Splits:
     """400 train / 100 val / 100 test drawn images, which no test changes."""
-    pools = {"train": as_split(*synthetic.draw(50, seed=0)),
-             "test": as_split(*synthetic.draw(10, seed=1))}
-    splits = divide(pools, synthetic.CLASSES, "synthetic", val_size=100)
+    pools = {"train": as_split(*draw(50, seed=0)), "test": as_split(*draw(10, seed=1))}
+    splits = divide(pools, DRAWN_CLASSES, "synthetic", val_size=100)
     return splits.to(torch.device(device))
 
 

@@ -65,14 +65,11 @@ def test_two_data_folders_of_one_name_are_two_runs(tmp_path):
         claim(tmp_path, splits=others, run_name=name, data_dir=here, resume=True)
 
 
-@pytest.mark.parametrize("length", [{"epochs": 9}, {"head_epochs": 3}, {"epochs": 1}])
-def test_resume_with_another_length_says_how_to_train_longer(length, tmp_path):
-    folder = claim(tmp_path, run_name="a")
-    ((key, value),) = length.items()
-    said = (rf"a was planned with another length \({key}: {getattr(PLAIN, key)} -> {value}\)"
-            rf".*--weights {folder / 'best.pt'} and a new --name")
-    with pytest.raises(InputError, match=said):
-        claim(tmp_path, replace(PLAIN, **length), resume=True, run_name="a")
+@pytest.mark.parametrize("key, value", [("epochs", 9), ("head_epochs", 3), ("epochs", 1)])
+def test_resume_with_another_length_is_refused(key, value, tmp_path):
+    claim(tmp_path, run_name="a")
+    with pytest.raises(InputError, match=rf"a \({key}: {getattr(PLAIN, key)} -> {value}\)"):
+        claim(tmp_path, replace(PLAIN, **{key: value}), resume=True, run_name="a")
 
 
 def test_runs_older_than_a_field_are_resumed_and_foreign_ones_are_one_line(tmp_path):

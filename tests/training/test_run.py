@@ -14,14 +14,15 @@ import torch
 from conftest import ROOT
 from drawn import PLAIN, drawn_splits, equal, make_run
 
+from common.analysis.inputs import load_model
 from common.config import Runtime, Stage
 from common.errors import InputError
 from common.files import read_checkpoint, write_checkpoint
 from common.models.build import build
-from common.models.efficientnet import PADDING_IMAGE_SIZE
+from common.models.networks import PADDING_IMAGE_SIZE
 from common.training.lifecycle import build_model, open_run
 from common.training.loop import fit
-from common.training.run import FORMAT, best_row, load_model
+from common.training.run import FORMAT, best_row
 
 RECIPE = replace(PLAIN, model="improved_cnn", epochs=1, batch_size=50)
 
