@@ -35,8 +35,9 @@ FLAGS = ("synthetic", "train_limit", "val_size", "image_size", "fit", "class_wei
 # No --resume: a rerun goes on by itself.
 RUNTIME_FLAGS = ("data_dir", "offline", "device", "amp", "compile", "deterministic", "out",
                  "run_name", "smoke")
-SMOKE = {"efficientnet_b2": dict(synthetic=True, lr=2e-3, train_limit=200, val_size=100,
-                                 head_epochs=1, epochs=1, batch_size=25)}
+# From random weights, which need no network; with --weights from those.
+SMOKE = {"efficientnet_b2": dict(synthetic=True, pretrained=False, lr=2e-3, train_limit=200,
+                                 val_size=100, head_epochs=1, epochs=1, batch_size=25)}
 
 
 def shard(text: str) -> tuple[int, int]:
@@ -105,15 +106,11 @@ def main() -> int:
 
     # After the command line has been read: torch takes seconds to import.
     from common.data.sources import load_splits
-    from common.models.weights import lite2_file
     from common.study import ablation as tables
 
     if not given.collect:
         study.mkdir(parents=True, exist_ok=True)
         load_splits(control, runtime)  # missing data ends the study at once, not arm by arm
-        if runtime.smoke and not control.weights:  # which needs no network
-            lite2 = lite2_file() and "lite2"
-            control = replace(control, pretrained=bool(lite2), weights=lite2)
         for done, (seed, arm) in enumerate(mine, 1):
             print(f"\n[{done}/{len(mine)}] {arm}, seed {seed}", flush=True)
             run_job(arm, seed, control, runtime, study)

@@ -50,7 +50,7 @@ def analyze(options: Options, runtime: Runtime) -> Path:
     from common.analysis.findings import findings, is_first_study
     from common.analysis.inputs import open_folder, open_splits, open_subject, pick_split
     from common.files import sha256, write_json
-    from common.training.console import next_line
+    from common.training.display import next_line
     from common.training.loop import predict
     from common.training.runtime import environment, set_up
 

@@ -174,7 +174,7 @@ def test_numbered_files_give_the_order_and_split_of_the_official_batches(officia
 
 
 def test_the_drawn_set_needs_nothing_and_says_so(monkeypatch: MonkeyPatch) -> None:
-    monkeypatch.setattr(sources.synthetic, "POOLS", {"train": (60, 0), "test": (10, 1)})
+    monkeypatch.setattr(sources, "DRAWN_POOLS", {"train": (60, 0), "test": (10, 1)})
     splits = load_splits(Recipe(synthetic=True, train_limit=500), Runtime(offline=True))
     assert splits.source == "synthetic" and splits.notes == () and splits.image_size == 32
     assert [len(splits.train), len(splits.val), len(splits.test)] == [500, 60, 100]

@@ -15,7 +15,6 @@ from common.config import Runtime, difference
 from common.data.sources import CLASSES
 from common.errors import InputError, RunError
 from common.files import write_csv
-from common.models import weights
 from common.study.ablation import collect, conclusions, mcnemar_exact, page, verdict, write
 from common.training import loop
 from conftest import ROOT
@@ -222,13 +221,12 @@ def test_other_settings_are_another_study(ablate, monkeypatch):
     assert not any("seed" in name for name in names)
 
 
-@pytest.mark.parametrize("file, start", [(Path("lite2.pth"), "lite2"), (None, None)])
-def test_the_smoke_study_starts_from_lite2_where_it_is_installed(file, start, ablate, monkeypatch):
+@pytest.mark.parametrize("flags, start", [("", None), ("--weights lite2", "lite2")])
+def test_the_smoke_study_needs_no_weights_but_takes_them(flags, start, ablate, monkeypatch):
     recipes = []
-    monkeypatch.setattr(weights, "lite2_file", lambda: file)
     monkeypatch.setattr(ablation, "run_job", lambda *job: recipes.append(job[2]))
     with pytest.raises(RunError, match="no finished run of"):
-        ablate("--all", "--smoke")
+        ablate("--all", "--smoke", *flags.split())
     assert {(recipe.weights, recipe.pretrained) for recipe in recipes} == {(start, bool(start))}
 
 
