@@ -35,7 +35,7 @@ def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Json:
         "confusion": confusion.tolist(),
         "most_confused_pairs": [
             {"classes": [classes[a], classes[b]], "images": images}
-            for a, b, images in most_confused((confusion + confusion.T).triu())
+            for a, b, images in most_confused((confusion + confusion.T).triu())[:10]
         ],
         "calibration": {
             **calibration(confidence, hits, bins),
@@ -62,11 +62,11 @@ def class_rows(confusion: Tensor, classes: Sequence[str]) -> list[Json]:
     ]
 
 
-def most_confused(confusion: Tensor, top: int = 10) -> list[tuple[int, int, int]]:
-    """The `top` largest cells off the diagonal of a (K, K) matrix as (row, column, count), largest
-    first and none with count 0; ties keep the order of the matrix."""
+def most_confused(confusion: Tensor) -> list[tuple[int, int, int]]:
+    """The cells off the diagonal of a (K, K) matrix as (row, column, count), largest first and none
+    with count 0; ties keep the order of the matrix."""
     counts, cells = confusion.clone().fill_diagonal_(0).flatten().sort(descending=True, stable=True)
-    ranked = zip(cells[:top].tolist(), counts[:top].tolist())
+    ranked = zip(cells.tolist(), counts.tolist())
     return [(*divmod(cell, len(confusion)), count) for cell, count in ranked if count]
 
 

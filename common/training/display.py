@@ -88,8 +88,8 @@ def result_lines(result: Json) -> list[str]:
 
 def next_line(ckpt: Path) -> str:
     """The command to type next, from where the user stands."""
-    script = Path(sys.argv[0]).with_name("analyze.py")
-    return "next: " + shlex.join(["python", str(script), "--ckpt", str(ckpt)])
+    script = str(Path(sys.argv[0]).with_name("analyze.py"))
+    return f"next: {shlex.join(['python', script, '--ckpt', str(ckpt)])}"
 
 
 def resume_line(script: str, folder: Path, runtime: Runtime) -> str:

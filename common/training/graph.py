@@ -135,7 +135,7 @@ def accelerate(step: Any, compiles: bool) -> Work:
     try:
         return capture(step, step.trial, step.state, step.generator).replay
     except RuntimeError as error:
-        first: BaseException = error  # the end of a capture that failed raises errors of its own
+        first = error  # the end of a capture that failed raises errors of its own
         while first.__context__ is not None:
             first = first.__context__
         print(f"eager steps: the step cannot be captured as a CUDA graph ({reason(first)})")

@@ -26,7 +26,6 @@ from common.training.run import Run
 from common.training.schedule import batch_size_for, epoch_lrs, epoch_order, epoch_seed, lr_for
 
 EVAL_PIXELS = 500 * 64 * 64  # of network input in a batch: of 32 and 64 px 500 images, of 192 px 55
-GPU_EVAL_BATCHES = 5  # of those at once on a GPU: with fewer it would wait for launches
 QUEUED_STEPS = 32  # a GPU's queue is looked after this often: Ctrl-C and the bar wait for no more
 
 
@@ -226,7 +225,7 @@ def predict(model: Module, images: Tensor, prepare: Preprocess, amp: torch.dtype
     model.eval()
     batch_size = eval_batch_size(images, prepare)
     if images.is_cuda:
-        batch_size *= GPU_EVAL_BATCHES
+        batch_size *= 5  # with fewer at once it would wait for launches
     batches = tqdm(images.split(batch_size), title, disable=None if title else True)
     with torch.no_grad(), torch.autocast(images.device.type, amp, enabled=bool(amp)):
         return torch.cat([model(prepare.clean(batch)).float() for batch in batches])
