@@ -223,12 +223,10 @@ def predict(model: Module, images: Tensor, prepare: Preprocess, amp: torch.dtype
         title: of a progress bar, if there is to be one.
     """
     model.eval()
-    batch_size = eval_batch_size(images, prepare)
-    if images.is_cuda:
-        batch_size *= 5  # with fewer at once it would wait for launches
-    batches = tqdm(images.split(batch_size), title, disable=None if title else True)
+    parts = images.split(eval_batch_size(images, prepare))
+    bar = tqdm(parts, title, disable=None if title else True)
     with torch.no_grad(), torch.autocast(images.device.type, amp, enabled=bool(amp)):
-        return torch.cat([model(prepare.clean(batch)).float() for batch in batches])
+        return torch.cat([model(prepare.clean(part)).float() for part in bar])
 
 
 def evaluate(model: Module, split: Split, prepare: Preprocess,
