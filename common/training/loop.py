@@ -39,7 +39,8 @@ class TrainStep:
         model: in training mode, see `set_train_mode`.
         split: its images (N, 3, S, S) uint8 and labels (N,) on the model's device.
         prepare: whose `augment` makes network input of a batch.
-        optimizer: of `make_optimizer`; the step sets its learning rate.
+        optimizer: of `make_optimizer`; the step sets its learning rate, and loading a state later
+            would take that away.
         batch_size: images a step.
         amp: dtype of autocast, None: fp32. fp16 needs the `scaler`.
         class_weights: (K,) float32, or None.
