@@ -28,7 +28,7 @@ STYLE = {
     "font.family": ["DejaVu Sans", *sorted({*MORE_FONTS} & {*get_font_names()})],
 }
 MAX_CLASSES = 20  # rows of a sample grid
-MAX_TITLE = 150  # characters
+MAX_LINE = 100  # characters, of a title
 MAX_INCHES = 30  # of a figure's side, whatever it shows
 
 
@@ -66,7 +66,8 @@ def new_figure(path: Path, title: str, size: tuple[float, float], note: str = ""
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
         figure = Figure(figsize=np.minimum(size, MAX_INCHES), layout=layout)
         above = {} if layout else {"y": 1.01, "va": "bottom"}
-        figure.suptitle(short(title, MAX_TITLE), fontsize=11, fontweight="bold", **above)
+        lines = [short(line, MAX_LINE) for line in title.split("\n")]
+        figure.suptitle("\n".join(lines), fontsize=11, fontweight="bold", **above)
         yield figure
         if note:
             figure.supxlabel(note, fontsize=7, color=MUTED)

@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 def short(name: str, most: int = 18) -> str:
     """A name of at most `most` characters, cut in its middle, that can be drawn even where its
     bytes are no UTF-8."""
-    shown = "".join(one if one.isprintable() or one == "\n" else "?" for one in name)
+    shown = "".join(one if one.isprintable() else "?" for one in name)
     cut = len(shown) - most
     return shown if cut <= 0 else f"{shown[:most // 2]}…{shown[most // 2 + cut + 1:]}"
 

@@ -140,10 +140,10 @@ def test_mosaic_enlarges_by_a_whole_number(tmp_path: Path, kept: list[Figure]) -
 
 
 def test_titles_are_made_of_names_and_fit(tmp_path: Path, kept: list[Figure]) -> None:
-    with new_figure(tmp_path / "f.png", "run caf\udce9 " + "x" * 500, (6, 3)):
+    with new_figure(tmp_path / "f.png", "run caf\udce9 " + "x" * 500 + "\nwhat it shows", (6, 3)):
         pass
-    title = kept[0].get_suptitle()
-    assert title.startswith("run caf? xxx") and len(title) == 150
+    first, second = kept[0].get_suptitle().split("\n")
+    assert first.startswith("run caf? xxx") and len(first) == 100 and second == "what it shows"
 
 
 def test_same_figure_twice_is_the_same_file_and_leaves_nothing_behind(tmp_path: Path) -> None:
