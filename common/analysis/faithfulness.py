@@ -9,7 +9,7 @@ from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
 from common.analysis.inputs import CAMS, Subject
-from common.analysis.scores import interval
+from common.analysis.scores import t_interval
 from common.files import Json
 from common.models.build import in_eval_mode
 
@@ -52,9 +52,9 @@ def faithfulness(subject: Subject, images: Tensor, targets: Tensor,
     return {
         "images": len(images),
         "shares": SHARES,
-        "curves": {kind: {way: [interval(column) for column in half.T]
+        "curves": {kind: {way: [t_interval(column) for column in half.T]
                           for way, half in zip(WAYS, curve)} for kind, curve in curves.items()},
-        "differences": {"all": {kind: dict(zip(WAYS, map(interval, shown - other)))
+        "differences": {"all": {kind: dict(zip(WAYS, map(t_interval, shown - other)))
                                 for kind, other in areas.items()}},
     }
 
@@ -63,7 +63,7 @@ def heat_below(maps: Tensor) -> Json:
     """Interval of the share of heat in the lower half of (N, H, W) maps, over those with any."""
     lower = maps[:, (maps.shape[1] + 1) // 2:]
     shares = lower.sum((1, 2)) / maps.sum((1, 2))  # nan without heat
-    return interval(shares[shares.isfinite()])
+    return t_interval(shares[shares.isfinite()])
 
 
 def area(curves: Tensor) -> Tensor:

@@ -1,16 +1,18 @@
 """What a checkpoint's logits say, as plain numbers: the content of analysis.json."""
+import math
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from common.data.splits import Split
 from common.files import Json, write_csv
-from common.metrics import confusion_matrix, t_interval, wilson_interval
+from common.metrics import confusion_matrix, wilson_interval
 
 CLASS_COLUMNS = ("class", "precision", "recall", "f1", "support")
 
@@ -41,7 +43,7 @@ def scores(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> Json:
             **calibration(confidence, hits, bins),
             "bins": bins,
             "mean_confidence": confidence.mean().item(),
-            "overconfidence": interval(confidence - hits.double()),
+            "overconfidence": t_interval(confidence - hits.double()),
         },
     }
 
@@ -94,9 +96,29 @@ def calibration(confidence: Tensor, hits: Tensor, bins: int = 15) -> Json:
             "accuracy": (right / filled).tolist()}
 
 
-def interval(values: Tensor) -> Json:
-    """Mean of (n,) values, their std and 95 % interval, see `t_interval`; and n."""
-    return {**t_interval(values)._asdict(), "n": len(values)}
+def t_quantile(df: int) -> float:
+    """Half-width t with P(|T| <= t) = 0.95 for Student's t with `df` degrees of freedom.
+
+    In the angle atan(t / sqrt(df)) the density is cos^(df - 1), summed here over trapezoids.
+    """
+    angle = np.linspace(0, math.pi / 2, 200_001)
+    density = np.cos(angle) ** (df - 1)
+    inside = density.cumsum() - (density + 1) / 2
+    return math.sqrt(df) * math.tan(np.interp(0.95 * inside[-1], inside, angle))
+
+
+def t_interval(values: Sequence[float] | Tensor) -> Json:
+    """Mean, sample standard deviation (n - 1) and the ends of the 95 % Student-t interval of (n,)
+    independent repeats, such as one figure per seed, and n; None for what so few cannot tell."""
+    array = np.asarray(values, float)
+    n = len(array)
+    mean = float(array.mean()) if n else None
+    std = low = high = None
+    if n > 1:
+        std = float(array.std(ddof=1))
+        half = t_quantile(n - 1) * std / math.sqrt(n)
+        low, high = mean - half, mean + half
+    return {"mean": mean, "std": std, "low": low, "high": high, "n": n}
 
 
 def predictions(logits: Tensor, split: Split, classes: Sequence[str]) -> list[Json]:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from common.analysis.inputs import load_model
+from common.analysis.scores import t_interval
 from common.config import Runtime, difference
 from common.data.sources import CLASSES
 from common.files import Json, read_json, write_csv, write_json, write_text
-from common.metrics import t_interval
 from common.plots import VAL, new_figure
 from common.study.cost import measure
 from common.study.results import Run, markdown, read_run
@@ -182,8 +182,9 @@ def _row(arm: str, runs: Mapping[int, Run], base: Mapping[int, Run]) -> Json:
         "arm": arm,
         "n": len(runs),
         "top1_by_seed": top1,
-        **dict(zip(("top1", "std", "low", "high"), t_interval([*top1.values()]))),
-        **dict(zip(("delta", "delta_std", "delta_low", "delta_high"), t_interval(deltas))),
+        **dict(zip(("top1", "std", "low", "high"), t_interval([*top1.values()]).values())),
+        **dict(zip(("delta", "delta_std", "delta_low", "delta_high"),
+                   t_interval(deltas).values())),
         "pairs": len(pairs),
         "only_right": _only_right(base[pairs[0]], runs[pairs[0]]) if len(pairs) == 1 else None,
         "parameters": first.result.get("parameters"),

@@ -1,10 +1,10 @@
-"""Confusions and calibration against values worked out by hand and plain loops."""
+"""Confusions, calibration and intervals against values worked out by hand, loops and tables."""
 import math
 
 import pytest
 import torch
 
-from common.analysis.scores import calibration, most_confused
+from common.analysis.scores import calibration, most_confused, t_interval, t_quantile
 from common.metrics import confusion_matrix
 
 
@@ -75,3 +75,20 @@ def test_calibration_by_hand() -> None:
 def test_a_confidence_on_an_edge_belongs_to_the_bin_above() -> None:
     table = calibration(torch.full((3,), 0.5), torch.ones(3, dtype=torch.bool), bins=4)
     assert table["count"] == [0, 0, 3, 0]
+
+
+@pytest.mark.parametrize(("df", "t"), [
+    (1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (9, 2.26216), (29, 2.04523),
+    (120, 1.97993), (100_000, 1.95999)])
+def test_t_quantile_against_the_table(df: int, t: float) -> None:
+    assert t_quantile(df) == pytest.approx(t, rel=3e-6)
+
+
+def test_t_interval_by_hand_and_what_few_values_leave_open() -> None:
+    interval = t_interval([1.0, 2.0, 3.0])
+    assert (interval["mean"], interval["std"], interval["n"]) == (2.0, 1.0, 3)
+    half = 4.302653 / math.sqrt(3)
+    assert (interval["low"], interval["high"]) == pytest.approx((2 - half, 2 + half))
+    assert [*t_interval(torch.tensor([5.0, 5.0])).values()] == [5.0, 0.0, 5.0, 5.0, 2]
+    assert [*t_interval([0.9]).values()] == [0.9, None, None, None, 1]
+    assert [*t_interval([]).values()] == [None, None, None, None, 0]
