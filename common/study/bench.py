@@ -133,7 +133,7 @@ def our_train(case: Case, way: str = "eager") -> Iterator[None]:
                      make_optimizer(model, recipe, case.device), recipe.batch_size, amp=case.amp)
     do_step = step
     if case.device.type == "cuda" and way != "eager":
-        do_step = capture(step, step.trial, step.state, step.generator).replay
+        do_step = capture(step)
     for epoch in count(1):
         step.start_epoch(epoch, [recipe.lr] * step.steps)
         for _ in range(step.steps):

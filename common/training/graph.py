@@ -10,11 +10,11 @@ by one from Python takes longer than computing them. What a capture asks of the 
 - a few runs beforehand on another stream, in which libraries choose algorithms and take workspace.
 """
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator
 from torch.nn import Module
 
 from common.errors import reason
@@ -34,90 +34,71 @@ def compile_model(model: Module) -> None:
     model.compile(dynamic=False)
 
 
-def warm_up(work: Work) -> "torch.cuda.Stream":
-    """A stream of its own on which `work` ran a few times."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(WARM_UPS):
-            work()
-    torch.cuda.current_stream().wait_stream(stream)
-    return stream
-
-
-def record(work: Work, stream: "torch.cuda.Stream",
-           *generators: Generator) -> "torch.cuda.CUDAGraph":
-    """`work` captured on `stream` as a graph that draws anew at each replay.
-
-    Each capture has a stream of its own, since PyTorch frees a stream's cuBLAS workspaces with any
-    graph captured on it.
-
-    Args:
-        generators: those that `work` draws from, beside the default one.
-    """
-    graph, home = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
-    # Before 2.14 a graph knows only the default generator; later it finds those it meets.
-    if torch.__version__ < "2.14":
-        for generator in generators:
-            graph.register_generator_state(generator)
-    try:
-        # thread_local: a loader's thread may pin memory meanwhile.
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            work()
-    except RuntimeError:
-        # A capture that fails leaves its stream current. Before torch 2.14 it also leaves every
-        # generator believing that it is being captured, so that the next random number would
-        # raise: each gets the state of a fresh one, and the next epoch seeds it.
-        torch.cuda.set_stream(home)
-        for generator in (*generators, torch.cuda.default_generators[home.device_index]):
-            fresh = Generator(generator.device)
-            generator.graphsafe_set_state(fresh.graphsafe_get_state())
-        raise
-    return graph
-
-
-def capture(work: Work, trial: Callable[[Work], float],
-            state: Callable[[], Iterable[Tensor]],
-            *generators: Generator) -> "torch.cuda.CUDAGraph":
-    """`work` as a graph, checked: replayed, it gives what it gives eagerly.
+def capture(step: Any) -> Work:
+    """A call that replays the step's graph, which was found to do what the step does eagerly.
 
     A capture that went wrong need not raise: a graph that misses a launch, or holds a value that
-    should change, replays without a word. So the same `trial` is made with `work` and with the
-    replay, from one state, and both have to give the same number.
+    should change, replays without a word. So two steps, of which the second sees what the first has
+    updated, are made eagerly and by replay, from one state, and have to give the same loss.
 
     Args:
-        trial: does its argument a few times from a fixed beginning; returns a number that tells
-            right from wrong, such as the loss of two steps, of which the second sees what the
-            first has updated.
-        state: every tensor that `work` changes. All are afterwards as they were before.
+        step: a `TrainStep`; every tensor of its `state` is afterwards as it was before.
 
     Raises:
         RuntimeError: it cannot be captured, or its graph does something else.
     """
     # By identity: the graph will read and write these very tensors.
-    before = {id(tensor): tensor.detach().clone() for tensor in state()}
+    before = {id(tensor): tensor.detach().clone() for tensor in step.state()}
+    # One for each capture: PyTorch frees a stream's cuBLAS workspaces with any graph of it.
+    stream, home = torch.cuda.Stream(), torch.cuda.current_stream()
 
     @torch.no_grad()
     def restore() -> None:
         """Put every value back in place, since a graph knows only addresses."""
-        for tensor in state():
+        for tensor in step.state():
             if id(tensor) in before:
                 tensor.copy_(before[id(tensor)])
             else:
                 tensor.zero_()  # what an optimiser made since then begins at zero
 
     try:
-        stream = warm_up(lambda: trial(work))
+        stream.wait_stream(home)
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):
+                step.trial(step)
+        home.wait_stream(stream)
         restore()
         # Now, not after the capture, when the graph holds a second set of activations.
-        eager = trial(work)
+        eager = step.trial(step)
         restore()
-        graph = record(work, stream, *generators)
-        replayed = trial(graph.replay)
+        replay = _record(step, stream).replay
+        replayed = step.trial(replay)
     finally:
         restore()
     if not math.isclose(eager, replayed, rel_tol=TOLERANCE):
         raise RuntimeError(f"replayed it gives {replayed:.5f}, eagerly {eager:.5f}")
+    return replay
+
+
+def _record(step: Any, stream: "torch.cuda.Stream") -> "torch.cuda.CUDAGraph":
+    """The step captured on `stream`; each replay draws random numbers of its own."""
+    graph, home = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    # Before 2.14 a graph knows only the default generator; later it finds those it meets.
+    if torch.__version__ < "2.14":
+        graph.register_generator_state(step.generator)
+    try:
+        # thread_local: a loader's thread may pin memory meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            step()
+    except RuntimeError:
+        # A capture that fails leaves its stream current. Before torch 2.14 it also leaves every
+        # generator believing that it is being captured, so that the next random number would
+        # raise: each gets the state of a fresh one, and the next epoch seeds it.
+        torch.cuda.set_stream(home)
+        for generator in (step.generator, torch.cuda.default_generators[home.device_index]):
+            fresh = Generator(generator.device)
+            generator.graphsafe_set_state(fresh.graphsafe_get_state())
+        raise
     return graph
 
 
@@ -133,7 +114,7 @@ def accelerate(step: Any, compiles: bool) -> Work:
     if step.device.type != "cuda":
         return step
     try:
-        return capture(step, step.trial, step.state, step.generator).replay
+        return capture(step)
     except RuntimeError as error:
         first = error  # the end of a capture that failed raises errors of its own
         while first.__context__ is not None:
