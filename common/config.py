@@ -31,8 +31,7 @@ data_flag, model_flag, train_flag, augment_flag, run_flag = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that may change a run's accuracy. Rates are fractions, `lr` is per step, durations are
-    epochs."""
+    """All that may change a run's accuracy; rates are fractions, durations epochs."""
 
     synthetic: bool = data_flag(False, "train on the drawn ten-class set: no file, no network")
     train_limit: int | None = data_flag(
@@ -40,17 +39,14 @@ class Recipe:
     val_size: int | None = data_flag(
         None, "images held out from train for selection (default: a tenth)", 1, 49_999)
     image_size: int | None = data_flag(
-        None, "bring every picture to N x N pixels when it is decoded (default: as they are, "
-        "or 64)", 8, 1024)
+        None, "bring every picture to N x N pixels (default: as they are, or 64)", 8, 1024)
     fit: str = data_flag(
-        "pad", "how a picture that is not square becomes so: nothing lost, centre cut out, or "
-        "distorted", "pad", "crop", "stretch")
+        "pad", "how pictures become square: whole, cut out or distorted", "pad", "crop", "stretch")
 
     model: str = model_flag(
         "simple_cnn", "network", "simple_cnn", "improved_cnn", "se_resnet18", "efficientnet_b2")
     stem: str = model_flag(
-        "cifar", "SE-ResNet18's first layers: 7x7 stride 2 + pool, or 3x3 stride 1",
-        "imagenet", "cifar")
+        "cifar", "SE-ResNet18's first layers: 7x7 stride 2 + pool, or 3x3", "imagenet", "cifar")
     dropout: float = model_flag(0.5, "dropout before the head", 0, 0.99)
     bn_momentum: float = 0.1  # weight of a new batch in BatchNorm's running statistics
     resize: int = model_flag(1, "enlarge the images N times before the network", 1, 16)
@@ -88,8 +84,7 @@ class Recipe:
     rotation: float = augment_flag(0.0, "random rotation up to N degrees either way", 0, 180)
     jitter: float = augment_flag(0.0, "brightness, contrast and saturation each times 1 ± N", 0, 1)
     random_erasing: float = augment_flag(0.0, "probability that a random rectangle is erased", 0, 1)
-    cutmix: float = augment_flag(
-        0.0, "probability that a square of another image is pasted in", 0, 1)
+    cutmix: float = augment_flag(0.0, "probability that a square of another is pasted in", 0, 1)
 
 
 # Fields that have a part of their own in a run's name.
@@ -98,8 +93,7 @@ NAMED = ("model", "stem", "resize", "pretrained", "weights", "synthetic", "train
 
 @dataclass(frozen=True)
 class Stage:
-    """What one call of `fit` does: for how many epochs, how fast, and after how many without a
-    better val accuracy it stops early (0: never)."""
+    """What one call of `fit` does; patience is in epochs, 0 never stops early."""
 
     name: str
     epochs: int
@@ -121,8 +115,7 @@ class Runtime:
         "auto", "mixed precision; auto: bf16 where the hardware has it (not for B2 on a CPU), "
         "else fp16 on a GPU, off on a CPU", "auto", "bf16", "fp16", "off")
     compile: str = run_flag(
-        "auto", "torch.compile; auto: on a GPU when the run is long enough to repay it",
-        "auto", "on", "off")
+        "auto", "torch.compile; auto: on a GPU where a long run repays it", "auto", "on", "off")
     deterministic: bool = run_flag(False, "bit-identical repeats on the same machine, slower")
     out: str = run_flag("runs", "folder of the run folders")
     run_name: str | None = run_flag(None, "name of the run folder (default: made from the recipe)")
@@ -247,8 +240,7 @@ def settle(given: Namespace, base: Recipe, smoke: Mapping[str, dict]) -> tuple[R
 
 
 def default_name(kind: str, recipe: Recipe, runtime: Runtime, base: Recipe) -> str:
-    """Name of a run: kind of recipe, model, stem, size, weights, data, all that differs from
-    `base`, and seed, in letters, digits, `.`, `-` and `_`."""
+    """Name of a run, of letters, digits, `.`, `-` and `_`: what it is, and what it changes."""
     if runtime.smoke:
         kind = "smoke"
     changed = sorted(vars(recipe).items() - vars(base).items())
@@ -276,10 +268,9 @@ def weights_name(file: str, runs: str) -> str:
     path = Path(file).absolute()
     if path.name != "best.pt":
         return path.stem
-    if path.is_file():
-        for own in sorted(Path(runs).rglob("best.pt")):
-            if filecmp.cmp(path, own, shallow=False):
-                return own.parent.name
+    for own in sorted(Path(runs).rglob("best.pt")) if path.is_file() else ():
+        if filecmp.cmp(path, own, shallow=False):
+            return own.parent.name
     return path.parent.name
 
 

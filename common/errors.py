@@ -1,7 +1,6 @@
 """Exit codes, signals, the terminal, and the one-line errors that a user sees.
 
-0 done, 1 failed run, 2 bad input or missing data, 130 / 143 / 129 interrupted by Ctrl-C / SIGTERM /
-the terminal's end.
+0 done, 1 failed run, 2 bad input or missing data, 130 Ctrl-C, 143 SIGTERM, 129 the terminal's end.
 """
 import logging
 import os
@@ -20,14 +19,13 @@ NO_MEMORY = re.compile("MemoryError|allocate memory|out of memory|not enough mem
 
 
 class InputError(Exception):
-    """Bad input or missing data; the message is one line that says what is wrong and how to mend
-    it (exit 2)."""
+    """Bad input or missing data; one line says what is wrong and how to mend it (exit 2)."""
 
     code = 2
 
 
 class RunError(Exception):
-    """A run that cannot go on; the message is one line that says why (exit 1)."""
+    """A run that cannot go on; one line says why (exit 1)."""
 
     code = 1
 
@@ -41,8 +39,7 @@ class Interrupted(BaseException):
 
 
 def reason(error: Exception) -> str:
-    """What a library's exception says, cut to its first line and 120 characters; its type where
-    it says nothing.
+    """First line of what a library's exception says, at most 120 characters; or else its type.
 
     Raises:
         Exception: `error` itself where it is a want of memory, which is no fault of what was read.
@@ -59,8 +56,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 class _Signals:
-    """The signal that a `deferred_signals` block holds back, if any; None outside of such a block.
-    """
+    """The signal that a `deferred_signals` block holds back, if any; None outside of a block."""
 
     held: list[int] | None = None
 
@@ -80,8 +76,7 @@ def deferred_signals() -> Iterator[Callable[[str], None]]:
     """Yields `check(where)`, which raises `Interrupted` if a signal came since the block began.
 
     Inside the block the first signal waits for the next `check`, so that a training step is never
-    cut in half. A second one leaves as soon as Python has control, at the end of the operator that
-    runs.
+    cut in half. A second one leaves as soon as Python has control, after the operator that runs.
     """
     def check(where: str) -> None:
         if _Signals.held:
@@ -106,8 +101,7 @@ def _prepare() -> None:
 
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed when the program began
-            # Takes the lowest free number, the stream's own: no file of ours can get it, into which
-            # a C library would print.
+            # Takes the lowest free number, the stream's own, which no file of ours must get.
             setattr(sys, name, open(os.devnull, "r+"))
         with suppress(AttributeError):  # a stream may be any object
             getattr(sys, name).reconfigure(errors="replace")  # whatever the terminal's encoding is

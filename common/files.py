@@ -22,8 +22,7 @@ PUBLISHED = ("efficientnet-b2-8bb594d6.pth", "efficientnet-lite2-9656183e.pth",
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Yields a binary file that takes the name `path` once it is complete and on disk; on an error
-    nothing changes.
+    """Yields a binary file that takes the name `path` once it is on disk; an error changes nothing.
 
     Raises:
         OSError: the disk is full or the folder read-only; it names `path`.
@@ -104,8 +103,7 @@ def check_named_digest(path: Path) -> None:
     """
     prefix = path.stem[-8:]
     if path.name in PUBLISHED and not sha256(path).startswith(prefix):
-        raise InputError(f"{path} is damaged: its sha256 does not begin with {prefix}; "
-                         "fetch it again")
+        raise InputError(f"{path} is damaged: its sha256 is not {prefix}…; fetch it again")
 
 
 @contextmanager
@@ -125,8 +123,7 @@ def downloading(what: str, ways: str) -> Iterator[None]:
 
 
 def write_checkpoint(path: Path, value: Json) -> None:
-    """Save with `torch.save`, atomically; a reader or a crash sees the old file or the new one,
-    never half."""
+    """Save with `torch.save`, atomically: a reader or a crash sees the old file or the new one."""
     import torch
 
     content = io.BytesIO()
@@ -138,12 +135,10 @@ def write_checkpoint(path: Path, value: Json) -> None:
 def read_checkpoint(path: Path, keys: Iterable[str] = ()) -> Json:
     """The dictionary in a checkpoint, on the CPU, its integrity checked and nothing in it executed.
 
-    Checks every CRC of the zip container (a flipped byte in a tensor would load silently) and
-    unpickles with `weights_only=True`.
+    Checks every CRC of the zip container, since a flipped byte in a tensor would load silently.
 
     Raises:
-        InputError: missing, empty, truncated, damaged, malicious, no checkpoint at all, or one
-            without one of the keys.
+        InputError: missing, empty, truncated, damaged, malicious, no checkpoint, or without a key.
     """
     import torch
 

@@ -16,7 +16,6 @@ def wilson_interval(correct: int, total: int) -> tuple[float, float]:
 
 
 def confusion_matrix(preds: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """(K, K) int64 counts on the CPU of (N,) int64 classes in [0, K): true ones are rows, predicted
-    ones columns."""
+    """(K, K) int64 counts on the CPU of (N,) int64 classes; true ones are rows."""
     cells = (labels * num_classes + preds).cpu()
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)

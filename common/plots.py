@@ -35,12 +35,10 @@ MAX_INCHES = 30  # of a figure's side, whatever it shows
 @contextmanager
 def mosaic(path: Path, title: str, tiles: np.ndarray, tile_px: int,
            below: float = 0.0) -> Iterator[Axes]:
-    """Axes that show (rows, columns, 3, H, W) uint8 tiles at about `tile_px`, one unit each way
-    per tile.
+    """Axes that show (rows, columns, 3, H, W) uint8 tiles at about `tile_px`, one unit per tile.
 
     The enlargement is a whole number, so all pixels look equally large; labels lie outside the
-    figure's size and enlarge the saved file. `below` leaves white under a tile, as a share of its
-    height.
+    figure's size and enlarge the saved file. `below`, a share of its height, is white under a tile.
     """
     rows, columns, _, pixels, _ = tiles.shape
     # Two white pixels between tiles.
@@ -60,8 +58,7 @@ def mosaic(path: Path, title: str, tiles: np.ndarray, tile_px: int,
 def new_figure(path: Path, title: str, size: tuple[float, float], note: str = "",
                layout: str | None = "constrained") -> Iterator[Figure]:
     """A styled figure of `size` inches, at most 30 a side, saved to `path` when the block ends
-    well. Every text in it is shown as it is, `$` and `_` included: a logarithmic axis needs a
-    formatter without markup."""
+    well. Text is shown as it is, `$` and `_` included: log axes need a formatter without markup."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # a box stands for it
         figure = Figure(figsize=np.minimum(size, MAX_INCHES), layout=layout)

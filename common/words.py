@@ -1,5 +1,4 @@
-"""How numbers and names are put into words: one rule for percent, counts, durations and long names,
-wherever they are shown."""
+"""How percent, counts, durations and long names are shown, by one rule everywhere."""
 from collections.abc import Sequence
 
 
@@ -9,8 +8,7 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def number(value: float, digits: int = 2, sign: str = "") -> str:
-    """A number with `digits` decimals, a minus sign that is no hyphen, and never a negative zero;
-    `sign="+"` shows plus for differences."""
+    """A number with `digits` decimals, a true minus and no negative zero; `sign="+"` shows plus."""
     rounded = round(value, digits) + 0.0  # -0.0 + 0.0 is 0.0
     return f"{rounded:{sign},.{digits}f}".replace("-", "−")
 
@@ -31,8 +29,7 @@ def duration(seconds: float) -> str:
 
 
 def short(name: str, most: int = 18) -> str:
-    """A name of at most `most` characters, cut in its middle, that can be drawn even where its
-    bytes are no UTF-8."""
+    """A name cut in its middle to `most` characters that can be drawn, UTF-8 or not."""
     shown = "".join(one if one.isprintable() else "?" for one in name)
     cut = len(shown) - most
     return shown if cut <= 0 else f"{shown[:most // 2]}…{shown[most // 2 + cut + 1:]}"

@@ -17,8 +17,7 @@ from common.config import Recipe
 DRAWS = (2, 1, 1, 3, 5)  # uniform numbers an image: crop, flip, rotation, jitter, erasing
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601 luma, as in torchvision
 # Mean and standard deviation of each channel by which the input is scaled; else the data's own.
-SCALINGS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-            "half": ((0.5,) * 3, (0.5,) * 3)}
+SCALINGS = {"imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), "half": ((0.5,) * 3,) * 2}
 # What a recipe may do to the train split, in words; 0 is none of it.
 WORDS = {"crop_padding": "crop ±{} px", "flip": "flip", "rotation": "rotation ±{:g}°",
          "jitter": "colour jitter {:g}", "random_erasing": "random erasing {:g}",
@@ -35,8 +34,7 @@ class Preprocess:
     """How uint8 images become network input: `augment` for training, `clean` for all else.
 
     Args and fields:
-        mean, std: of each channel, in [0, 1], unless the recipe's normalisation has its own; as
-            fields (3,) tensors on `device`.
+        mean, std: of each channel, in [0, 1], or the recipe's own; as fields (3,) on `device`.
         recipe: says how many times images are enlarged, and what `augment` does.
 
     Fields:
@@ -78,8 +76,7 @@ class Preprocess:
             generator: of the images' device.
 
         Returns:
-            (images, pasted): (N, 3, resize·S, resize·S) float32, channels_last, and what `cutmix`
-            says of them, None without it.
+            (N, 3, resize·S, resize·S) float32, channels_last; what was pasted, see `cutmix`.
         """
         recipe = self.recipe
         if not self.augments:
@@ -152,8 +149,7 @@ def warp(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, degrees: Tensor,
     operation is undone in reverse order: a picture turned left samples places turned right.
     Equals padding, cropping at (dy, dx) pixels from the centre, mirroring, rotating
     counter-clockwise about the centre and resizing, but samples once; so a rotation can bring in
-    pixels that a crop would have cut off. With no offset, flip or rotation it equals
-    `F.interpolate(mode="bilinear")` to rounding.
+    pixels that a crop would have cut off. Without all of them it is bilinear `F.interpolate`.
 
     Args:
         images: (N, C, S, S) float32.
@@ -175,8 +171,7 @@ def warp(images: Tensor, dy: Tensor, dx: Tensor, flip: Tensor, degrees: Tensor,
     rows = sin * x + cos * y + (2 / side) * dy.view(-1, 1, 1)
     grid = torch.stack([columns, rows], -1)
     inside = (grid.abs() <= 1).all(-1).unsqueeze(1)
-    # Border padding and a hard mask: the edge stays as bright as F.interpolate leaves it, so that
-    # train and val agree there.
+    # Border padding and a hard mask: edges stay as bright as F.interpolate leaves those of val.
     sampled = F.grid_sample(images, grid, mode="bilinear", padding_mode="border",
                             align_corners=False)
     return sampled * inside
@@ -198,8 +193,7 @@ def color_jitter(images: Tensor, brightness: Tensor, contrast: Tensor,
         brightness, contrast, saturation: (N,) factors; 1 leaves the image as it is.
     """
     x = (images * brightness.view(-1, 1, 1, 1)).clamp_(0, 1)
-    # A factor mixes the image with what it would be at 0: one grey for contrast, its greys for
-    # saturation; a factor above 1 leads away from there.
+    # A factor mixes the image with that of factor 0, one grey or its greys; above 1 it leads away.
     mean_grey = luma(x).mean((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
     x = torch.lerp(mean_grey, x, contrast.view(-1, 1, 1, 1)).clamp_(0, 1)
     return torch.lerp(luma(x), x, saturation.view(-1, 1, 1, 1)).clamp_(0, 1)
@@ -219,8 +213,8 @@ def cutmix(images: Tensor, probability: float,
            generator: Generator | None) -> tuple[Tensor, Tensor]:
     """Paste a square of its predecessor in the batch into each image, at the same place.
 
-    Its area is uniform in [0, 1] of the image's (Yun et al. 2019, arXiv:1905.04899); it lies inside
-    the image, where theirs is cut off at the edges.
+    Its area is uniform in [0, 1] of the image's (Yun et al. 2019, arXiv:1905.04899, who cut it off
+    at the edges; here it lies inside).
 
     Args:
         images: (N, C, S, S), in an order that is random.

@@ -32,8 +32,7 @@ HIDDEN = re.compile(r"(?i)\.|(thumbs\.db|__macosx)$")  # the system's own, and n
 # A folder with one of these files, and this key in it, is what a command of this project wrote.
 OUTPUT = {"recipe.json": "script", "request.json": "ckpt", "ablation.json": "rows"}
 RUN, LINK = "run folder", "link to a folder read already"  # what else may be left out
-# What decoders print when pixels are lost; after any other warning the picture is whole. Bytes
-# before a JPEG's end (0xd9) come after all pixels.
+# What decoders print when pixels are lost; bytes before a JPEG's end (0xd9) come after all pixels.
 LOST = re.compile("(?:Corrupt JPEG data(?!.*(?:0xd9|ICC))|Premature end|libpng error).*")
 BEGIN, END = b"\xff\xd8\xff", b"\xff\xd9"  # of a JPEG
 DEFAULT_SIZE = 64  # of pictures that are not all square, equal and small
@@ -45,8 +44,7 @@ def read_tree(folder: Path, size: int | None,
     """(pools "train", "test", "val", class names, what there is to say); None: no known layout.
 
     Args:
-        size: height and width to give every picture; None: as they are where all are square, equal
-            and small, else 64.
+        size: height and width for every picture; None: small equal squares stay, others get 64.
         fit: how, see `read_picture`.
 
     Raises:
@@ -138,8 +136,7 @@ def _find(folder: Path) -> tuple[list[tuple[str, str, str]], Counter[str]]:
         raise InputError(f"{folder.joinpath(*min(gone))} holds no picture{left_out}: add some, as "
                          f"{' '.join(SUFFIXES)}, or remove the class wherever it is")
     rows.sort()
-    # Where all files are numbers they are CIFAR-10's own index: in its order the split is that of
-    # the official batches.
+    # Files that are all numbers are CIFAR-10's index: in its order the official split comes out.
     named = {part for part, _, name in rows if not Path(name).stem.isdecimal()}
     rows.sort(key=lambda row: row[0] not in named and int(Path(row[2]).stem))
     return rows, others
@@ -212,8 +209,7 @@ def read_picture(path: str | Path, size: int, fit: str) -> ndarray:
     Rotated as its EXIF says, grey spread over three channels, 16 bits cut to 8, alpha dropped.
 
     Args:
-        fit: how a picture that is not square becomes so: "pad" shrinks all of it and fills up with
-            black, "crop" cuts out the centre, "stretch" distorts it.
+        fit: "pad" fills up with black, "crop" cuts out the centre, "stretch" distorts the picture.
 
     Raises:
         InputError: it cannot be read, or the decoder lost pixels; the message names the file.
@@ -227,8 +223,7 @@ def read_picture(path: str | Path, size: int, fit: str) -> ndarray:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[list[str]]:
-    """Lines printed to stderr that tell of lost pixels, known after the block: C decoders print
-    their warnings and go on."""
+    """Lines on stderr that tell of lost pixels, known after the block: decoders print and go on."""
     complaints: list[str] = []
     with tempfile.TemporaryFile() as printed, open(os.dup(2), "w") as terminal:
         os.dup2(printed.fileno(), 2)

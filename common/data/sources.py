@@ -32,8 +32,7 @@ WAYS = ("give --data-dir DIR, or fetch {url} by hand and unpack it in {folder}, 
         f"folders in each, or class folders alone, two at least, with {' '.join(SUFFIXES)} in them "
         "(convert others)")
 Figure = Callable[[ndarray, ndarray], ndarray]
-# Of the drawn set: how much of the foreground each class shows at x and y. A shape lies between -1
-# and 1; a texture goes on and on, its period is 1.
+# How much foreground a drawn class shows at (x, y): shapes lie in [-1, 1], textures have period 1.
 FIGURES: dict[str, Figure] = {
     "disc": lambda x, y: x * x + y * y < 0.8,
     "ring": lambda x, y: abs(x * x + y * y - 0.6) < 0.33,
@@ -54,12 +53,10 @@ def load_splits(recipe: Recipe, runtime: Runtime) -> Splits:
     """Train, val and test as the recipe and runtime ask, on the CPU.
 
     Sources, in order: the drawn set (`--synthetic`); the official batches or class folders in
-    `--data-dir`, else $CIFAR10_DIR, else ./data. Where no `--data-dir` was given and nothing is
-    found, the official archive is downloaded.
+    `--data-dir`, else $CIFAR10_DIR, else ./data; where no `--data-dir` was given, a download.
 
     Raises:
-        InputError: no data, damaged data, a split that the data cannot give, or a flag without
-            effect.
+        InputError: no data, damaged data, an impossible split, or a flag without effect.
     """
     if recipe.synthetic:
         if runtime.data_dir:
@@ -138,12 +135,10 @@ def _download(folder: Path, runtime: Runtime) -> None:
 
 
 def draw(n_per_class: int, seed: int, size: int = 32) -> tuple[ndarray, ndarray]:
-    """Images and labels of the drawn set, shuffled: shapes and textures under random colour, place,
-    scale, light and noise.
+    """The drawn set, shuffled: figures under random colour, place, scale, light and noise.
 
     Equal arguments give equal bytes on every platform: only +, -, *, / and floor are used, which
-    IEEE 754 rounds the same everywhere. No class is another's mirror image, and none turns into
-    another under ±15° of rotation.
+    IEEE 754 rounds the same everywhere. Neither mirroring nor ±15° turn one class into another.
 
     Args:
         n_per_class: images per class, at least 1.

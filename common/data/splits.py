@@ -53,9 +53,8 @@ class Splits:
     """Train, val and test, and what a run has to know of them.
 
     `mean` and `std` are train's, per channel, in [0, 1]. `split_hash` tells which images are train
-    and val; `identity` is a hash of the pixels, labels and class names of all three. `is_cifar10`
-    says whether train and val are CIFAR-10's training images, or a part of them, and test is its
-    test set, whatever folder they came from.
+    and val; `identity` is a hash of the pixels, labels and class names of all three. `is_cifar10`:
+    train and val are CIFAR-10's training images or a part of them, and test is its test set.
     """
 
     train: Split
@@ -149,8 +148,7 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
 
 
 def _warnings(train: Split, val: Split, test: Split, classes: Names) -> Iterator[str]:
-    """Sentences about a val split too small to trust, classes of very unlike size, and test images
-    that training has seen."""
+    """Sentences about too small a val split, uneven classes, and test images in train or val."""
     if len(val) < FEW_VAL_IMAGES:
         yield (f"val has only {count(len(val), 'image')}, each {percent(1 / len(val), 0)} of its "
                "accuracy: small differences mean nothing")

@@ -46,8 +46,7 @@ def build(name: str, num_classes: int = 10, *, input_size: int = 32, stem: str =
     """A freshly initialised network by name; it takes the arguments that concern it.
 
     Args:
-        input_size: height and width in pixels; fixes the first linear layer of the two small
-            networks, and is checked for all.
+        input_size: height and width in pixels; fixes the small networks' first linear layer.
         bn_momentum: weight of a new batch in BatchNorm's running statistics.
 
     Raises:
@@ -77,16 +76,14 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def freeze_backbone(model: nn.Module, name: str) -> None:
-    """Freeze all parameters of the network `name` but its head's; `requires_grad_(True)` undoes it.
-    """
+    """Freeze all parameters but those of the head; `requires_grad_(True)` undoes it."""
     model.requires_grad_(False)
     model.get_submodule(NETWORKS[name].head).requires_grad_(True)
 
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block the model is in eval mode and nothing is autocast; then each module gets
-    its own mode back."""
+    """Inside the block eval mode and no autocast; then each module gets its own mode back."""
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters(), torch.empty(0)).device
     try:

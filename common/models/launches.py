@@ -3,8 +3,7 @@
 A step of a small network is hundreds of kernels, each of a few microseconds; at a batch of 125
 images their number bounds the speed. Nothing here has to be read to understand the training: each
 device names the plain PyTorch that it stands for, and the launches that this would add to a step in
-bf16 (torch 2.14), which has 1,399 with EfficientNet-B2 at 64 px, 492 with SE-ResNet18, 130 with
-ImprovedCNN and 72 with SimpleCNN.
+bf16 (torch 2.14): 1,399 with B2 at 64 px, 492 with SE-ResNet18, 130 and 72 with the small networks.
 """
 import contextlib
 from collections.abc import Iterator
@@ -23,8 +22,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     """
     weights = {}
     for name, layer in model.named_modules():
-        # Not BatchNorm's, which autocast leaves in fp32; and frozen weights have no gradients to
-        # bring back: autocast casts them.
+        # Autocast leaves BatchNorm's in fp32; frozen ones, without gradients, it may cast itself.
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             for key, p in layer.named_parameters(recurse=False):
                 if p.requires_grad:
@@ -36,8 +34,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
 class CastTogether(torch.autograd.Function):
     """Copies of many tensors in another precision, made in a few launches, as are their gradients.
 
-    Rounding happens where autocast's does, so losses and weights stay equal to the last bit, as
-    long as no layer is used twice in a step.
+    Rounds where autocast does: losses and weights stay equal to the bit, if no layer is used twice.
     """
 
     @staticmethod
@@ -58,8 +55,7 @@ class CastTogether(torch.autograd.Function):
 def counted_at_once(model: nn.Module) -> Iterator[None]:
     """BatchNorm layers that train count their batches in one launch at the end, not in one each.
 
-    Plain: nothing; 68 launches more with B2, 19 with SE-ResNet18. No layer reads the counts; they
-    are kept because published state dicts have them.
+    Plain: nothing; 68 launches more with B2, 19 with SE-ResNet18. Only state dicts need the counts.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training]
     counts = [norm.num_batches_tracked for norm in norms]
@@ -86,8 +82,7 @@ def training_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0,
         logits: (N, K), any floating dtype.
         labels: (N,) int64.
         class_weights: (K,) float32.
-        pasted: (N,) float32, the part of each image that is its predecessor's by CutMix; the
-            image takes its predecessor's label by as much.
+        pasted: (N,) float32, the part of each image, and of its label, that is its predecessor's.
     """
     images, classes = logits.shape
     log_probs = F.log_softmax(logits.float(), dim=1)
@@ -107,8 +102,7 @@ class WithSpatialMean(torch.autograd.Function):
     """x (N, C, H, W) itself and its mean over height and width (N, C); plain: `x, x.mean((2, 3))`.
 
     The mean's gradient is the same for every pixel. Here, where it meets the gradient of the other
-    use of x, it is added to that; `x.mean` divides it first: 23 launches more with B2, 8 with
-    SE-ResNet18.
+    use of x, it is added to that; `x.mean` divides it first: 23 launches with B2, 8 with SE-ResNet.
     """
 
     @staticmethod

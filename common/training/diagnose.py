@@ -1,5 +1,4 @@
-"""What a training history says: its phases, whether the net over- or underfits, and why, in words.
-"""
+"""What a training history says in words: its phases, and whether the net over- or underfits."""
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +7,7 @@ from common.files import Json
 from common.training.run import best_row
 from common.words import count, number, percent
 
-# Thresholds; all but RISE and AT_CHANCE are fractions of top-1. They suit sets that a large enough
-# net fits completely.
+# Thresholds, for sets that a large enough net fits; all but RISE and AT_CHANCE are of top-1.
 MIN_EPOCHS = 4  # a shorter history gets no verdict
 FAST_SHARE = 0.8  # fast learning lasts until this share of val top-1's whole rise is made
 MIN_PROGRESS = 0.05  # with a smaller rise of val top-1 there was no fast learning
@@ -38,8 +36,7 @@ def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int =
 
     Args:
         history: rows with epoch, train_loss, train_top1, val_loss, val_top1 (top-1 as fractions).
-        clean_train_top1: the best epoch's weights on train images without augmentation and dropout,
-            compared with that epoch's val top-1.
+        clean_train_top1: the best epoch's weights on train images, no augmentation or dropout.
         classes: how many there are.
         regularised: train_top1 was measured under augmentation or dropout.
         val_images: how many val has; of a small one no phases are told.
@@ -66,8 +63,7 @@ def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int =
 
 
 def _phases(history: Sequence[Json]) -> dict[str, Phase]:
-    """The phases that there are, by name: found on smooth curves, told with the rows' own numbers.
-    """
+    """The phases that there are, by name; found on smooth curves, told by the rows' own numbers."""
     rows = np.array([[row[key] for row in history] for key in COLUMNS])  # (4, epochs)
     # Centred means over three epochs, over two at either end.
     around = np.pad(rows, [(0, 0), (1, 1)], constant_values=np.nan)
@@ -97,8 +93,7 @@ def _phases(history: Sequence[Json]) -> dict[str, Phase]:
             f"the train-val gap is {_points(gap[opens])} where it opens and {_points(gap[turn])} "
             "at the end")
     if turn < last:
-        train, val = (
-            f"from {number(loss[turn])} to {number(loss[last])}" for loss in rows[:2])
+        train, val = (f"from {number(loss[turn])} to {number(loss[last])}" for loss in rows[:2])
         phases["overfitting"] = epochs[turn + 1], epochs[last], (
             f"val loss turns at epoch {epochs[turn]} and rises {val} "
             f"while train loss falls {train}")

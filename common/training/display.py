@@ -18,8 +18,7 @@ from common.training.schedule import batch_size_for, epoch_order, lr_for
 from common.words import count, duration, percent, short, shorten
 
 SLOW = 1800  # seconds of a stage on a CPU after which shorter ways are named
-SHORTER = ("; a CPU is slow for this: --smoke shows the whole path, --train-limit N trains on fewer"
-           " images")
+SHORTER = "; slow on a CPU: --smoke shows the whole path, --train-limit N trains on fewer images"
 DATA = "data: {}; train {:,} / val {:,} / test {:,}, {size}×{size} px"
 RECIPE = ("recipe: {length}, {optimizer}, lr {lr:.3g} {schedule}, batch {batch} ({steps} an "
           "epoch), label smoothing {label_smoothing:g}; augmentation: {augmentation}")
@@ -70,11 +69,6 @@ def announce(seconds: float, on_cpu: bool) -> None:
     print(end="", flush=True)
 
 
-def epoch_line(title: str, row: Json) -> str:
-    """A row of the history, after `Epoch 3/50`."""
-    return EPOCH.format(title=title, **row)
-
-
 def result_lines(result: Json) -> list[str]:
     """What came of the run: accuracies, the interval of test's, the diagnosis."""
     low, high = map(percent, result["test_interval_95"])
@@ -122,12 +116,10 @@ def sample_grid(images: ndarray, labels: ndarray, classes: Sequence[str], path: 
 
 
 def curves(history: Sequence[Json], path: Path, title: str) -> None:
-    """Save loss and accuracy by epoch over a strip of the learning rate, stage starts dashed and
-    the best epoch marked.
+    """Save loss and accuracy by epoch over a strip of the learning rate; a stage's start is dashed.
 
     Args:
-        history: rows with stage, epoch (1-based across stages), train_loss, train_top1, val_loss,
-            val_top1 (top-1 as fractions) and lr.
+        history: rows with stage and NUMBERS; epochs from 1 across stages, top-1 as fractions.
         path: the figure's PNG file.
     """
     rows = {key: np.array([row[key] for row in history]) for key in NUMBERS}

@@ -1,5 +1,4 @@
-"""A run's folder, `<out>/<script>/<name>/`: new or gone on with, and one process's alone; and the
-copy of its best.pt that the next command finds."""
+"""A run's folder, `<out>/<script>/<name>/`, one process's alone; and the copy of its best.pt."""
 import filecmp
 import itertools
 import os
@@ -27,12 +26,10 @@ def claim_folder(script: str, recipe: Recipe, runtime: Runtime, splits: Splits,
                  versions: Json) -> Path:
     """The run's folder, which is this process's alone until its end.
 
-    A new folder gets its recipe.json, with --resume too; one that holds a run is refused unless it
-    is resumed.
+    A new folder gets its recipe.json, with --resume too; one that holds a run needs --resume.
 
     Raises:
-        InputError: the folder holds a run and --resume is absent, --resume finds another recipe or
-            other data, or another process trains there.
+        InputError: a run without --resume, one of another recipe or data, or in another process.
     """
     first = folder = Path(runtime.out, script, runtime.run_name or recipe.model)
     if not runtime.name_given and _is_of_a_namesake(folder, runtime, splits):
@@ -48,8 +45,7 @@ def claim_folder(script: str, recipe: Recipe, runtime: Runtime, splits: Splits,
         _check_same(folder, asdict(recipe), data)
         return folder
     if _holds_run(folder):
-        raise InputError(f"{folder} holds a run already: go on with --resume, or choose a new "
-                         "--name")
+        raise InputError(f"{folder} holds a run already: --resume it, or choose a new --name")
     if runtime.resume:
         print("nothing to resume: the run begins")
     kept = asdict(runtime)

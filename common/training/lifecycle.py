@@ -35,8 +35,7 @@ def build_model(recipe: Recipe, splits: Splits) -> Module:
 
 
 def _architecture(recipe: Recipe, splits: Splits) -> Json:
-    """Every argument of `build`, as a checkpoint keeps them: a later change of a default does not
-    change an old network."""
+    """Every argument of `build`, so that a later default does not change an old checkpoint."""
     return {"name": recipe.model, "num_classes": len(splits.classes),
             "input_size": splits.image_size * recipe.resize, "stem": recipe.stem,
             "dropout": recipe.dropout, "bn_momentum": recipe.bn_momentum,
@@ -93,13 +92,13 @@ def _save_samples(run: Run) -> None:
     images, labels = train.images[some], labels[some].numpy()
     # Each epoch seeds its generators anew, so that training is not touched.
     augmented, _ = prepare.augment(images)
-    augmented = (augmented - prepare.shift) / prepare.scale  # in [0, 1] again
+    augmented = ((augmented - prepare.shift) / prepare.scale).clamp(0, 1)  # unscaled
     name = "cifar10_sample_images.png" if splits.is_cifar10 else "sample_images.png"
-    for file, title, shown in ((name, "Training images", images),
-                               ("augmented_batch.png", "Augmented images",
-                                augmented.clamp(0, 1).mul(255).round().byte())):
+    for file, title, shown in (
+            (name, "Training images", images),
+            ("augmented_batch.png", "Augmented images", augmented.mul(255).round().byte())):
         display.sample_grid(shown.cpu().numpy(), labels, splits.classes, run.folder / file,
-                    f"{title} ({splits.source})")
+                            f"{title} ({splits.source})")
 
 
 def load_start(run: Run) -> None:
@@ -132,9 +131,8 @@ def finish(run: Run, copy_best: bool = True) -> None:
     """Restore the best epoch's weights, read test once, and record what came of the run.
 
     Writes curves.png, test_predictions.csv and result.json, in which top-1 values are fractions and
-    durations seconds; `wall_seconds` is that of this process, so after a resume (`resumed`) not the
-    whole run's. Train, val and test are measured in one precision. With `copy_best`, best.pt is
-    also put at ./best.pt.
+    durations seconds; `wall_seconds` is this process's, after a resume not the whole run's. Train,
+    val and test are measured in one precision. With `copy_best`, best.pt is also put at ./best.pt.
     """
     splits, model, history, folder = run.splits, run.model, run.history, run.folder
     best, last = run.best, history[-1]
@@ -170,8 +168,7 @@ def finish(run: Run, copy_best: bool = True) -> None:
 
 
 def _test(run: Run) -> Json:
-    """The only read of test: accuracy with its interval, the mean over classes, and each image's
-    prediction in test_predictions.csv."""
+    """The only read of test: accuracy, its interval, the classes' mean; test_predictions.csv."""
     test = run.splits.test
     logits = predict(run.model, test.images, run.prepare, run.amp)
     preds = logits.argmax(1)

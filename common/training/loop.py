@@ -39,8 +39,7 @@ class TrainStep:
         model: in training mode, see `set_train_mode`.
         split: its images (N, 3, S, S) uint8 and labels (N,) on the model's device.
         prepare: whose `augment` makes network input of a batch.
-        optimizer: of `make_optimizer`; the step sets its learning rate, and loading a state later
-            would take that away.
+        optimizer: with its state loaded; the step sets its rate, which loading later would undo.
         batch_size: images a step.
         amp: dtype of autocast, None: fp32. fp16 needs the `scaler`.
         class_weights: (K,) float32, or None.
@@ -108,8 +107,7 @@ class TrainStep:
 
     def start_epoch(self, seed: int, lrs: list[float]) -> None:
         """Draw a new order, seed the generators, load the learning rates and clear the record."""
-        # The augmentation draws from a generator of its own, dropout and drop-connect from the
-        # global one.
+        # Dropout and drop-connect draw from the global generator, augmentation from its own.
         torch.manual_seed(seed)
         self.generator.manual_seed(seed)
         self.order.copy_(epoch_order(len(self.split), self.batch_size, seed))
@@ -241,8 +239,7 @@ def evaluate(model: Module, split: Split, prepare: Preprocess,
 def fit(run: Run, stage: Stage) -> None:
     """Train the unfrozen parameters for one stage; the run's history and checkpoints tell of it.
 
-    Continues inside the stage if the run was resumed there, and returns at once if the stage is
-    complete.
+    Continues where a resumed run stopped in the stage; returns at once if the stage is complete.
 
     Raises:
         RunError: non-finite loss, or out of memory (with what helps).
@@ -287,7 +284,7 @@ def fit(run: Run, stage: Stage) -> None:
                 "images_per_s": step.steps * step.batch_size / (trained - start),
             }
             run.keep(optimizer, row)
-            print(display.epoch_line(title, row), flush=True)
+            print(display.EPOCH.format(title=title, **row), flush=True)
             check(f"after epoch {number}")
 
 

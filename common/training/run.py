@@ -71,8 +71,7 @@ class Run:
         return [row["val_top1"] for row in self.history if row["stage"] == stage]
 
     def keep(self, optimizer: Optimizer, row: Json | None = None) -> None:
-        """Copy the state after a whole epoch, on its device, to be written whenever the run stops;
-        `row` is the epoch's line of the history."""
+        """Copy the state after a whole epoch, on its device; `row` is its line of the history."""
         # References to living tensors, which the next step changes: hence the copy. copy.deepcopy
         # does the same, at several times the cost of a copy on a GPU.
         living = {"weights": self.model.state_dict(), "optimizer": optimizer.state_dict()}
@@ -83,8 +82,7 @@ class Run:
                 self.best_weights = self._state["weights"]
 
     def save(self, force: bool = False) -> None:
-        """Write best.pt, last.pt and history.csv as of the last whole epoch, if `force` or if
-        enough has been done since the last time."""
+        """Write best.pt, last.pt and history.csv as of the last whole epoch, if `force` or due."""
         start, best, state = time.monotonic(), self.best, self._state
         if not state or not force and start < self._next_save:
             return
@@ -107,8 +105,7 @@ class Run:
 
     def _probe(self) -> dict[str, Tensor]:
         """The probe inputs, and the logits of the best weights in fp32 on the CPU."""
-        # A twin, so that the model keeps its device, mode and dtype; its random start is not drawn
-        # from the run's generator.
+        # A twin: the model keeps its device, mode and dtype, and the run its random numbers.
         inputs = self.card["probe_inputs"]
         with torch.random.fork_rng(devices=[]):
             twin = build(**self.card["arch"])
@@ -135,6 +132,5 @@ class Run:
 
 
 def best_row(history: Iterable[Json]) -> Json | None:
-    """The row with the highest val top-1, None without any; among equals, which small sets have
-    many of, the one with the lowest val loss."""
+    """The row with the highest val top-1, among equals the lowest val loss; None without any."""
     return max(history, key=lambda row: (row["val_top1"], -row["val_loss"]), default=None)

@@ -6,6 +6,7 @@ import platform
 import re
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -51,8 +52,11 @@ def set_up(runtime: Runtime, seed: int, tune: bool = False) -> torch.device:
     device = pick_device(runtime)
     if device.type == "cpu":
         _keep_freed_memory()
-    else:
-        _forget_earlier_runs()
+    else:  # free what an earlier run left, so that no run's peak is another's
+        gc.collect()  # a compiled model is a cycle of references
+        torch._C._cuda_clearCublasWorkspaces()
+        cuda.empty_cache()
+        cuda.reset_peak_memory_stats()
     torch.manual_seed(seed)
     fast = not runtime.deterministic
     backends.cudnn.benchmark = fast and tune
@@ -64,14 +68,6 @@ def set_up(runtime: Runtime, seed: int, tune: bool = False) -> torch.device:
         # Else every torch.empty is filled, in a launch of its own.
         torch.utils.deterministic.fill_uninitialized_memory = False
     return device
-
-
-def _forget_earlier_runs() -> None:
-    """Free what an earlier run left on the GPU, so that no run's peak is another's."""
-    gc.collect()  # a compiled model is a cycle of references
-    torch._C._cuda_clearCublasWorkspaces()
-    cuda.empty_cache()
-    cuda.reset_peak_memory_stats()
 
 
 def _keep_freed_memory() -> None:
@@ -88,9 +84,8 @@ def _keep_freed_memory() -> None:
 def amp_dtype(runtime: Runtime, device: torch.device, model: str) -> torch.dtype | None:
     """dtype of autocast for a network, None for plain fp32.
 
-    `auto` on a CPU is bf16 where the processor computes in it, but for EfficientNet-B2: measured on
-    an EPYC with AVX512-BF16 (the benches in docs/results), 1.6 to 1.8 times as fast as fp32 for the
-    other three, 0.6 times for B2.
+    `auto` on a CPU is bf16 where the processor computes in it, but not for B2: on an EPYC with
+    AVX512-BF16 (docs/results) it is 1.6 to 1.8 times as fast as fp32, with B2 0.6 times.
 
     Raises:
         InputError: `--amp fp16` on a CPU.
@@ -118,9 +113,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def wants_compile(runtime: Runtime, device: torch.device, training_images: int) -> bool:
-    """Whether to compile: `auto` only on a GPU and for a run long enough; never without a working
-    compiler, and says so.
-    """
+    """Whether to compile: `auto` only a long run on a GPU; none without a compiler, and says so."""
     pays = device.type == "cuda" and training_images >= COMPILE_PAYS_AFTER
     if runtime.compile == "off" or runtime.compile == "auto" and not pays:
         return False
@@ -131,8 +124,7 @@ def wants_compile(runtime: Runtime, device: torch.device, training_images: int) 
 
 
 def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work on `device`, in one line; None where it does, as tried on one
-    addition."""
+    """Why torch.compile does not work on `device`, in one line; None where an addition compiles."""
     try:
         with torch._dynamo.config.patch(suppress_errors=False):
             torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
@@ -157,20 +149,18 @@ def environment(device: torch.device) -> Json:
 
 
 def _cpu_name() -> str:
-    """The processor's name as Linux gives it."""
-    try:
-        found = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.machine()
+    """The processor's name as Linux gives it, elsewhere its architecture."""
+    with suppress(OSError):
+        if found := re.search(r"(?m)^model name\s*: (.+)", Path("/proc/cpuinfo").read_text()):
+            return found[1]
+    return platform.machine()
 
 
 def _git_commit() -> str | None:
     """Short hash of the project's commit, with `+` if files differ from it; None outside of git."""
     words = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+"]
-    try:
-        done = subprocess.run(words, cwd=Path(__file__).parent, timeout=5, capture_output=True,
-                              text=True)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    here = Path(__file__).parent
+    with suppress(OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(words, cwd=here, timeout=5, capture_output=True, text=True)
+        return done.stdout.strip() or None
+    return None

@@ -1,6 +1,5 @@
 """What an epoch is made of, as pure functions: batch size, order of the images, learning rates,
-seeds. There is no scheduler object and no generator that lives on, so no state of theirs to lose.
-"""
+seeds. No scheduler object and no generator lives on, so there is no state of theirs to lose."""
 import math
 
 import torch
@@ -71,8 +70,7 @@ def epoch_order(images: int, batch_size: int, seed: int) -> Tensor:
     """Positions (steps, batch_size) int64 of an epoch's batches; on the CPU, as on every device.
 
     A CUDA graph knows one batch size, so a last batch that is not full is filled from the order's
-    beginning: every image is shown, a few of them twice, others each epoch. A batch holds at most
-    all images.
+    beginning: every image is shown, a few of them twice, others each epoch.
     """
     order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
     batch_size = min(batch_size, images)
