@@ -45,7 +45,7 @@ def claim_folder(script: str, recipe: Recipe, runtime: Runtime, splits: Splits,
         _check_same(folder, asdict(recipe), data)
         return folder
     if _holds_run(folder):
-        raise InputError(f"{folder} holds a run already: --resume it, or choose a new --name")
+        raise InputError(f"{folder} holds a run already: add --resume, or choose a new --name")
     if runtime.resume:
         print("nothing to resume: the run begins")
     kept = asdict(runtime)
