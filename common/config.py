@@ -1,6 +1,6 @@
-"""Recipes (all that may change a result), the runtime (where and how), the command line of both.
+"""Recipes (what may change a result), the runtime (where and how), their command line.
 
-Imports only the standard library, so that `--help` and a wrong flag answer before torch is loaded.
+Imports only the standard library: `--help` and wrong flags answer before torch is loaded.
 """
 import filecmp
 import os
@@ -240,7 +240,7 @@ def settle(given: Namespace, base: Recipe, smoke: Mapping[str, dict]) -> tuple[R
 
 
 def default_name(kind: str, recipe: Recipe, runtime: Runtime, base: Recipe) -> str:
-    """Name of a run, of letters, digits, `.`, `-` and `_`: what it is, and what it changes."""
+    """Name of a run, in letters, digits, `.`, `-`, `_`: what it is and what it changes."""
     if runtime.smoke:
         kind = "smoke"
     changed = sorted(vars(recipe).items() - vars(base).items())

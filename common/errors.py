@@ -56,7 +56,7 @@ def out_of_memory(error: Exception) -> bool:
 
 
 class _Signals:
-    """The signal that a `deferred_signals` block holds back, if any; None outside of a block."""
+    """The signal that `deferred_signals` holds back, if any; None outside of its block."""
 
     held: list[int] | None = None
 

@@ -22,7 +22,7 @@ PUBLISHED = ("efficientnet-b2-8bb594d6.pth", "efficientnet-lite2-9656183e.pth",
 
 @contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Yields a binary file that takes the name `path` once it is on disk; an error changes nothing.
+    """Yields a binary file that becomes `path` once it is on disk; an error changes nothing.
 
     Raises:
         OSError: the disk is full or the folder read-only; it names `path`.
@@ -123,7 +123,7 @@ def downloading(what: str, ways: str) -> Iterator[None]:
 
 
 def write_checkpoint(path: Path, value: Json) -> None:
-    """Save with `torch.save`, atomically: a reader or a crash sees the old file or the new one."""
+    """Save with `torch.save`, atomically: readers and crashes see the old file or the new."""
     import torch
 
     content = io.BytesIO()

@@ -223,7 +223,7 @@ def read_picture(path: str | Path, size: int, fit: str) -> ndarray:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[list[str]]:
-    """Lines on stderr that tell of lost pixels, known after the block: decoders print and go on."""
+    """Lines on stderr that tell of lost pixels, known after the block, as decoders go on."""
     complaints: list[str] = []
     with tempfile.TemporaryFile() as printed, open(os.dup(2), "w") as terminal:
         os.dup2(printed.fileno(), 2)

@@ -148,7 +148,7 @@ def divide(pools: dict[str, Split], classes: Names, source: str,
 
 
 def _warnings(train: Split, val: Split, test: Split, classes: Names) -> Iterator[str]:
-    """Sentences about too small a val split, uneven classes, and test images in train or val."""
+    """Sentences about a small val split, uneven classes, and test images in train or val."""
     if len(val) < FEW_VAL_IMAGES:
         yield (f"val has only {count(len(val), 'image')}, each {percent(1 / len(val), 0)} of its "
                "accuracy: small differences mean nothing")

@@ -83,7 +83,7 @@ def freeze_backbone(model: nn.Module, name: str) -> None:
 
 @contextlib.contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Inside the block eval mode and no autocast; then each module gets its own mode back."""
+    """In the block eval mode and no autocast; then each module gets its own mode back."""
     modes = {module: module.training for module in model.modules()}
     device = next(model.parameters(), torch.empty(0)).device
     try:

@@ -102,7 +102,7 @@ class WithSpatialMean(torch.autograd.Function):
     """x (N, C, H, W) itself and its mean over height and width (N, C); plain: `x, x.mean((2, 3))`.
 
     The mean's gradient is the same for every pixel. Here, where it meets the gradient of the other
-    use of x, it is added to that; `x.mean` divides it first: 23 launches with B2, 8 with SE-ResNet.
+    use of x, it is added to that; `x.mean` divides it first: 23 launches (B2), 8 (SE-ResNet18).
     """
 
     @staticmethod

@@ -63,7 +63,7 @@ def diagnose(history: Sequence[Json], clean_train_top1: float, *, classes: int =
 
 
 def _phases(history: Sequence[Json]) -> dict[str, Phase]:
-    """The phases that there are, by name; found on smooth curves, told by the rows' own numbers."""
+    """The phases by name, found on smooth curves and told by the rows' own numbers."""
     rows = np.array([[row[key] for row in history] for key in COLUMNS])  # (4, epochs)
     # Centred means over three epochs, over two at either end.
     around = np.pad(rows, [(0, 0), (1, 1)], constant_values=np.nan)

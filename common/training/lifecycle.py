@@ -35,7 +35,7 @@ def build_model(recipe: Recipe, splits: Splits) -> Module:
 
 
 def _architecture(recipe: Recipe, splits: Splits) -> Json:
-    """Every argument of `build`, so that a later default does not change an old checkpoint."""
+    """Every argument of `build`: a later default does not change an old checkpoint."""
     return {"name": recipe.model, "num_classes": len(splits.classes),
             "input_size": splits.image_size * recipe.resize, "stem": recipe.stem,
             "dropout": recipe.dropout, "bn_momentum": recipe.bn_momentum,
@@ -168,7 +168,7 @@ def finish(run: Run, copy_best: bool = True) -> None:
 
 
 def _test(run: Run) -> Json:
-    """The only read of test: accuracy, its interval, the classes' mean; test_predictions.csv."""
+    """The only read of test: accuracy, interval, mean over classes, test_predictions.csv."""
     test = run.splits.test
     logits = predict(run.model, test.images, run.prepare, run.amp)
     preds = logits.argmax(1)

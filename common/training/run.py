@@ -82,7 +82,7 @@ class Run:
                 self.best_weights = self._state["weights"]
 
     def save(self, force: bool = False) -> None:
-        """Write best.pt, last.pt and history.csv as of the last whole epoch, if `force` or due."""
+        """Write best.pt, last.pt and history.csv of the last whole epoch, if `force` or due."""
         start, best, state = time.monotonic(), self.best, self._state
         if not state or not force and start < self._next_save:
             return
@@ -132,5 +132,5 @@ class Run:
 
 
 def best_row(history: Iterable[Json]) -> Json | None:
-    """The row with the highest val top-1, among equals the lowest val loss; None without any."""
+    """The row of highest val top-1, among equals of lowest val loss; None without any."""
     return max(history, key=lambda row: (row["val_top1"], -row["val_loss"]), default=None)

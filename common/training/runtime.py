@@ -113,7 +113,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def wants_compile(runtime: Runtime, device: torch.device, training_images: int) -> bool:
-    """Whether to compile: `auto` only a long run on a GPU; none without a compiler, and says so."""
+    """Whether to compile; `auto`: a long run on a GPU. Without a compiler not, and says so."""
     pays = device.type == "cuda" and training_images >= COMPILE_PAYS_AFTER
     if runtime.compile == "off" or runtime.compile == "auto" and not pays:
         return False
@@ -124,7 +124,7 @@ def wants_compile(runtime: Runtime, device: torch.device, training_images: int) 
 
 
 def compile_problem(device: torch.device) -> str | None:
-    """Why torch.compile does not work on `device`, in one line; None where an addition compiles."""
+    """Why torch.compile fails on `device`, in one line; None where an addition compiles."""
     try:
         with torch._dynamo.config.patch(suppress_errors=False):
             torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
