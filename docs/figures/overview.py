@@ -16,7 +16,6 @@ from common.config import Runtime
 from common.plots import MUTED, VAL, new_figure
 
 RESULTS = Path("docs/results")
-ARMS = "ablation/efficientnet_b2-x2-lite2-epochs7/EfficientNetB2_"
 STEPS = (  # what it is called, its runs (one a seed), the first study's percent
     ("SimpleCNN", ["train_baseline/simple_cnn-seed0"], 73.30),
     ("ImprovedCNN: BatchNorm,\naugmentation, cosine",
@@ -25,7 +24,7 @@ STEPS = (  # what it is called, its runs (one a seed), the first study's percent
      ["train_improved/se_resnet18-imagenet-seed0"], 83.58),
     ("SE-ResNet18, CIFAR stem:\nends in a 4×4 map", ["train_improved/se_resnet18-cifar-seed0"],
      None),
-    ("EfficientNet-B2, 64 px,\nfrom scratch (8 epochs)", [f"{ARMS}NoPretrain-seed0"], 83.74),
+    ("EfficientNet-B2, 64 px,\nfrom scratch", ["train_effnet/b2-64px-scratch"], 83.74),
     ("… from ImageNet, 32 px", ["train_effnet/b2-32px-lite2-30"], 85.99),
     ("… 64 px", ["train_effnet/b2-lite2-cutmix-60"], 93.81),
     ("… 96 px", ["train_effnet/b2-96px-lite2"], None),
