@@ -17,7 +17,6 @@ from pathlib import Path
 from common.config import Parser, Runtime, a_path, add_flags, collect, flag_of, option
 from common.errors import InputError, run_script
 
-
 flag = partial(option, "analysis")
 
 

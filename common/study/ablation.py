@@ -175,6 +175,7 @@ def _row(arm: str, runs: Mapping[int, Run], base: Mapping[int, Run]) -> Json:
     top1 = {seed: run.result["test_top1"] for seed, run in runs.items()}
     pairs = [seed for seed in runs if seed in base and runs is not base]
     deltas = [top1[seed] - base[seed].result["test_top1"] for seed in pairs]
+    own, effect = t_interval([*top1.values()]), t_interval(deltas)
     first = runs[min(runs)]
     cost = first.folder / "cost.json"
     return {
@@ -182,9 +183,9 @@ def _row(arm: str, runs: Mapping[int, Run], base: Mapping[int, Run]) -> Json:
         "arm": arm,
         "n": len(runs),
         "top1_by_seed": top1,
-        **dict(zip(("top1", "std", "low", "high"), t_interval([*top1.values()]).values())),
-        **dict(zip(("delta", "delta_std", "delta_low", "delta_high"),
-                   t_interval(deltas).values())),
+        "top1": own["mean"], "std": own["std"], "low": own["low"], "high": own["high"],
+        "delta": effect["mean"], "delta_std": effect["std"],
+        "delta_low": effect["low"], "delta_high": effect["high"],
         "pairs": len(pairs),
         "only_right": _only_right(base[pairs[0]], runs[pairs[0]]) if len(pairs) == 1 else None,
         "parameters": first.result.get("parameters"),

@@ -113,7 +113,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def wants_compile(runtime: Runtime, device: torch.device, training_images: int) -> bool:
-    """Whether to compile; `auto`: a long run on a GPU. Without a compiler not, and says so."""
+    """Whether to compile; `auto`: a long run on a GPU; never without a compiler, and says so."""
     pays = device.type == "cuda" and training_images >= COMPILE_PAYS_AFTER
     if runtime.compile == "off" or runtime.compile == "auto" and not pays:
         return False
