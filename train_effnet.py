@@ -45,7 +45,7 @@ DEFAULT = replace(
     batch_size=125,
     decay_all=False,
     head_epochs=1,
-    # Of four rates tried on val: docs/results, "Learning rate and length".
+    # The best on val of three rates tried: docs/results, "Runs".
     lr=2e-3,
 )
 # A head has nothing to learn from a frozen backbone of random weights.
