@@ -64,7 +64,7 @@ def make_case(model: str, batch_size: int, runtime: Runtime, device: torch.devic
               per_class: int = 1000) -> Case:
     """A network with what of its recipe bears on speed, on `per_class` drawn images a class."""
     recipe = Recipe(model=model, batch_size=batch_size, crop_padding=4, flip=True,
-                    **RECIPES.get(model, {"jitter": 0.1}))
+                    **RECIPES.get(model, {"cutmix": 0.5}))
     pools = {"train": as_split(*draw(per_class, seed=0)), "test": as_split(*draw(20, seed=1))}
     splits = divide(pools, DRAWN_CLASSES, "synthetic")
     prepare = Preprocess(splits.mean, splits.std, recipe, device)
