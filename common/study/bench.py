@@ -75,7 +75,7 @@ def make_case(model: str, batch_size: int, runtime: Runtime, device: torch.devic
 
 
 def plain_data(case: Case) -> Iterator[list[Tensor]]:
-    """Batches of the plain data side, images and labels, delivered to the device."""
+    """Batches of the plain data side, images and labels, delivered to the device; no CutMix."""
     recipe, train, size = case.recipe, case.splits.train, case.splits.image_size
     steps = [
         T.RandomCrop(size, padding=recipe.crop_padding),
