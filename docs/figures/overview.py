@@ -42,7 +42,7 @@ def main() -> None:
     heat = subject.heat(images, preds)
 
     with new_figure(Path("docs/figures/overview.png"), "", (7.2, 7.6), layout=None) as figure:
-        chart = figure.add_axes((0.34, 0.40, 0.63, 0.54))
+        chart = figure.add_axes((0.34, 0.40, 0.54, 0.54))
         for y, (_, runs, first) in enumerate(STEPS):
             files = (RESULTS / run / "result.json" for run in runs)
             top1 = 100 * fmean(json.loads(file.read_text())["test_top1"] for file in files)
@@ -50,7 +50,7 @@ def main() -> None:
                 chart.plot([first, top1], [y, y], color=MUTED, lw=1.2, zorder=1)
                 chart.plot(first, y, "D", color="white", markeredgecolor="black", markersize=9)
             chart.plot(top1, y, "o", color=VAL, markersize=12)
-            chart.text(99.8, y, f"{top1:.1f}", ha="right", va="center", color=VAL, fontsize=13,
+            chart.text(104.8, y, f"{top1:.2f}", ha="right", va="center", color=VAL, fontsize=13,
                        fontweight="bold")
         chart.plot([], [], "o", color=VAL, markersize=12, label="this study")
         chart.plot([], [], "D", color="white", markeredgecolor="black", markersize=9,
@@ -60,7 +60,7 @@ def main() -> None:
         chart.tick_params(axis="x", labelsize=11)
         chart.set_title("CIFAR-10: test accuracy (%) of each step", fontsize=14,
                         fontweight="bold", x=0.22)
-        chart.legend(loc="lower left", fontsize=11)
+        chart.legend(loc="lower left", fontsize=10)
         figure.text(0.02, 0.335, "What EfficientNet-B2 sees: evidence for the class it names",
                     fontsize=13, fontweight="bold")
         for column, (image, warm) in enumerate(zip(images.numpy(), heat.numpy())):
