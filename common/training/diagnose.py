@@ -116,7 +116,7 @@ def _verdict(val_top1: list[float], train: float, turned: bool, classes: int) ->
     if turned and gap >= OPEN_GAP:
         return "overfit", f"Val loss rose again, and the gap is at least {_points(OPEN_GAP)}."
     if max(train, best) >= LOW_TOP1:
-        reason = "The net fits its training images, and the gap is narrow"
+        reason = f"The net fits its training images, and the gap is below {_points(WIDE_GAP)}"
         if turned:
             reason += "; val loss did rise again, as the net grew too confident in its errors"
         return "good fit", f"{reason}."
