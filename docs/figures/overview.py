@@ -50,6 +50,7 @@ def main() -> None:
                 chart.plot([first, top1], [y, y], color=MUTED, lw=1.2, zorder=1)
                 chart.plot(first, y, "D", color="white", markeredgecolor="black", markersize=9)
             chart.plot(top1, y, "o", color=VAL, markersize=12)
+            # Right of the axis, where no point can lie beneath.
             chart.text(104.8, y, f"{top1:.2f}", ha="right", va="center", color=VAL, fontsize=13,
                        fontweight="bold")
         chart.plot([], [], "o", color=VAL, markersize=12, label="this study")
