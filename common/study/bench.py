@@ -91,8 +91,10 @@ def plain_data(case: Case) -> Iterator[list[Tensor]]:
     chain = T.Compose(steps)
     pictures = list(zip(map(to_pil_image, train.images.cpu()), train.labels.tolist()))
     endless = RandomSampler(pictures, replacement=True, num_samples=10**9)
+    # The cores that this process may use, which a cluster's scheduler limits; macOS knows no limit.
+    affinity = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count()))
     for batch in DataLoader(
-            pictures, recipe.batch_size, sampler=endless, num_workers=min(8, os.cpu_count()),
+            pictures, recipe.batch_size, sampler=endless, num_workers=min(8, len(affinity(0))),
             collate_fn=lambda some: default_collate([(chain(x), label) for x, label in some]),
             pin_memory=case.device.type == "cuda", multiprocessing_context="fork"):
         yield [part.to(case.device) for part in batch]
